@@ -1,0 +1,137 @@
+package clone
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"decant/journal"
+	"decant/region"
+)
+
+// Mode says what a clone still does. Modes only go down (I7).
+type Mode uint32
+
+// The modes. ReadOnly follows a failed flush or commit: nothing is copied,
+// committed or discarded any more, and every byte can still be read.
+const (
+	ReadWrite Mode = iota
+	ReadOnly
+)
+
+func (m Mode) String() string { return [...]string{"rw", "ro"}[m] }
+
+// ErrReadOnly is what every change answers once the clone has left ReadWrite.
+var ErrReadOnly = errors.New("the clone is read-only since a flush or a commit failed")
+
+// ErrGeometry says that the devices or the journal do not fit the geometry.
+var ErrGeometry = errors.New("sizes do not fit")
+
+// Config is what a Clone is made of. The clone uses the devices until its last
+// method has returned; it closes none of them.
+type Config struct {
+	Source      Source
+	Destination Destination
+	Journal     Journal
+	Geometry    region.Geometry
+	// Marker is needed to discard; without one DiscardSource refuses.
+	Marker Marker
+	// Verify reads every region back from the destination before its
+	// transaction commits.
+	Verify bool
+	// PeakExtraBytes, if set, is asked at each commit and recorded with it.
+	PeakExtraBytes func() int64
+	// BufferBytes is the most that one read or write moves; a power of two, at
+	// least 4 KiB.
+	BufferBytes int64
+}
+
+// Clone is a source and a destination as one device, and the only one who decides
+// what may happen to a region. Its methods may be called concurrently.
+type Clone struct {
+	Config
+	regions *regions
+	mode    atomic.Uint32
+	commit  sync.Mutex // one commit at a time
+	discard sync.Mutex // one discard at a time, so that marks only grow
+	buffers sync.Pool
+}
+
+// Open makes a clone of what the journal knows. It is also the recovery: whatever
+// was Hydrating or Dirty in a process that is gone is Unhydrated here.
+func Open(cfg Config) (*Clone, error) {
+	if n := cfg.Geometry.DeviceBytes(); cfg.Source.Bytes() != n || cfg.Destination.Bytes() < n {
+		return nil, fmt.Errorf("%w: source of %d bytes, destination of %d, journal for %d",
+			ErrGeometry, cfg.Source.Bytes(), cfg.Destination.Bytes(), n)
+	}
+	if b := cfg.BufferBytes; b < region.MinRegionBytes || b&(b-1) != 0 {
+		return nil, fmt.Errorf("%w: buffers of %d bytes", ErrGeometry, b)
+	}
+	state, err := cfg.Journal.Load()
+	if err != nil {
+		return nil, fmt.Errorf("load the journal: %w", err)
+	}
+	if err := checkState(state, cfg.Geometry); err != nil {
+		return nil, err
+	}
+	c := &Clone{Config: cfg, regions: newRegions(state)}
+	c.buffers.New = func() any { b := alignedBuffer(int(cfg.BufferBytes)); return &b }
+	return c, nil
+}
+
+// Bytes is the size of the device.
+func (c *Clone) Bytes() int64 { return c.Geometry.DeviceBytes() }
+
+// Mode is the present mode.
+func (c *Clone) Mode() Mode { return Mode(c.mode.Load()) }
+
+func (c *Clone) writable() error {
+	if c.Mode() != ReadWrite {
+		return ErrReadOnly
+	}
+	return nil
+}
+
+// abort leaves ReadWrite for good after a flush or a commit of unknown outcome,
+// and takes back everything that was not committed before it (I7).
+func (c *Clone) abort(step string, err error) error {
+	c.mode.Store(uint32(ReadOnly))
+	c.regions.forget()
+	return fmt.Errorf("%s: %w", step, err)
+}
+
+// Status is a count of regions by state at one moment. Hydrated includes the
+// Discarded ones; DirtyBytes is what the next commit has to make durable.
+type Status struct {
+	Mode                                  Mode
+	Tx                                    journal.TxID
+	Regions                               uint64
+	Hydrating, Dirty, Hydrated, Discarded uint64
+	DirtyBytes                            int64
+}
+
+// Status counts.
+func (c *Clone) Status() Status {
+	r := c.regions
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Status{
+		Mode:       c.Mode(),
+		Tx:         r.tx,
+		Regions:    c.Geometry.Regions(),
+		Hydrating:  r.hydrating.Count(),
+		Dirty:      r.dirty.regions.Count() + r.sealed.regions.Count(),
+		Hydrated:   r.hydrated.Count(),
+		Discarded:  r.discarded.Count(),
+		DirtyBytes: r.dirty.copiedBytes,
+	}
+}
+
+// alignedBuffer is memory that begins on a page, as direct I/O asks for.
+func alignedBuffer(n int) []byte {
+	const page = 4096
+	b := make([]byte, n+page)
+	skip := (page - int(addressOf(b)%page)) % page
+	return b[skip : skip+n : skip+n]
+}

@@ -1,0 +1,290 @@
+package clone
+
+import (
+	"bytes"
+	"context"
+	"unsafe"
+
+	"github.com/zeebo/xxh3"
+
+	"decant/journal"
+	"decant/region"
+)
+
+const (
+	// granuleBytes is the unit in which zeros are looked for: a page, and the
+	// block of most file systems.
+	granuleBytes = 4 << 10
+	// zeroRunBytes is the shortest run of zeros that is worth an operation of
+	// its own on a destination that is not known to read zeros.
+	zeroRunBytes = 64 << 10
+	// holeBytes bounds one hole, so that a caller can stop in between.
+	holeBytes = 1 << 30
+)
+
+// Work is a run of Unhydrated regions for one call of Hydrate or HydrateHole.
+type Work struct {
+	Range region.Range
+	Hole  bool // the source holds nothing there: it costs no copy
+}
+
+// Next is the first work inside within, at most batchRegions long if it has to be
+// copied. It is false when every region of within is taken care of.
+func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, error) {
+	run, ok := c.regions.missing(within)
+	if !ok {
+		return Work{}, false, nil
+	}
+	source, ok := c.Source.(Sparse)
+	if !ok {
+		run.Count = min(run.Count, batchRegions)
+		return Work{Range: run}, true, nil
+	}
+	off, n := c.Geometry.Bytes(run)
+	start, end, err := source.NextData(off)
+	if err != nil {
+		return Work{}, false, &IOError{Side: SourceSide, Op: "look for data", Off: off, N: n, Err: err}
+	}
+	if hole := c.Geometry.Covered(off, min(start, off+n)-off); !hole.Empty() {
+		hole.Count = min(hole.Count, max(1, uint64(holeBytes/c.Geometry.RegionBytes())))
+		return Work{Range: hole, Hole: true}, true, nil
+	}
+	run = run.Intersect(region.Between(run.First, c.Geometry.Touched(off, end-off).End()))
+	run.Count = min(run.Count, batchRegions)
+	return Work{Range: run}, true, nil
+}
+
+// Hydrate copies the regions of within that are Unhydrated and returns how many
+// bytes it copied. The context is looked at between buffers. What it copied is
+// Dirty: it counts only after Commit. If a copy fails, the regions of that run are
+// Unhydrated again.
+func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copiedBytes int64, err error) {
+	for {
+		if err := c.writable(); err != nil {
+			return copiedBytes, err
+		}
+		run, ok := c.regions.claim(within)
+		if !ok {
+			return copiedBytes, nil
+		}
+		sums, err := c.copyRun(ctx, run)
+		if err != nil {
+			c.regions.release(run)
+			return copiedBytes, err
+		}
+		_, n := c.Geometry.Bytes(run)
+		if !c.regions.soil(run, sums, n) {
+			return copiedBytes, ErrReadOnly
+		}
+		copiedBytes += n
+		within = region.Between(run.End(), within.End())
+	}
+}
+
+// HydrateHole makes regions Dirty that the source holds nothing for: it sees to it
+// that the destination reads zeros there (I10).
+func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
+	for {
+		if err := c.writable(); err != nil {
+			return err
+		}
+		run, ok := c.regions.claim(within)
+		if !ok {
+			return nil
+		}
+		off, n := c.Geometry.Bytes(run)
+		if err := c.zero(ctx, off, n); err != nil {
+			c.regions.release(run)
+			return err
+		}
+		if !c.regions.soil(run, nil, 0) {
+			return ErrReadOnly
+		}
+		within = region.Between(run.End(), within.End())
+	}
+}
+
+// copyRun copies one claimed run, buffer by buffer, and sums up its regions.
+func (c *Clone) copyRun(ctx context.Context, run region.Range) ([]journal.Checksum, error) {
+	buffer := c.buffers.Get().(*[]byte)
+	defer c.buffers.Put(buffer)
+	off, n := c.Geometry.Bytes(run)
+	summer := summer{geometry: c.Geometry}
+	for end := off + n; off < end; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		p := (*buffer)[:min(int64(len(*buffer)), end-off)]
+		got, err := c.Source.ReadAt(p, off)
+		if err := ioError(SourceSide, "read", off, p, got, err); err != nil {
+			return nil, err
+		}
+		if err := c.put(p, off); err != nil {
+			return nil, err
+		}
+		summer.add(p, off)
+		off += int64(len(p))
+	}
+	return summer.sums, nil
+}
+
+// put makes the destination hold p at off. Runs of zeros are skipped where it is
+// known to read zeros, and zeroed where that is worth it (I10).
+func (c *Clone) put(p []byte, off int64) error {
+	known, err := c.readsZero(off, int64(len(p)))
+	if err != nil {
+		return err
+	}
+	shortest := zeroRunBytes
+	if known {
+		shortest = granuleBytes
+	}
+	for at := 0; at < len(p); {
+		end, zero := nextRun(p, at, shortest)
+		if err := c.putRun(p[at:end], off+int64(at), zero, known); err != nil {
+			return err
+		}
+		at = end
+	}
+	if c.Verify {
+		return c.verify(p, off)
+	}
+	return nil
+}
+
+func (c *Clone) putRun(p []byte, off int64, zero, known bool) error {
+	switch {
+	case zero && known:
+		return nil
+	case zero:
+		if err := c.Destination.Zero(off, int64(len(p))); err != nil {
+			return &IOError{Side: DestinationSide, Op: "zero", Off: off, N: int64(len(p)), Err: err}
+		}
+		return nil
+	}
+	n, err := c.Destination.WriteAt(p, off)
+	return ioError(DestinationSide, "write", off, p, n, err)
+}
+
+// zero makes the range read as zeros, without a write where it does already.
+func (c *Clone) zero(ctx context.Context, off, n int64) error {
+	known, err := c.readsZero(off, n)
+	if err != nil || known {
+		return err
+	}
+	if err := c.Destination.Zero(off, n); err != nil {
+		return &IOError{Side: DestinationSide, Op: "zero", Off: off, N: n, Err: err}
+	}
+	if !c.Verify {
+		return nil
+	}
+	if known, err = c.readsZero(off, n); err != nil || known {
+		return err
+	}
+	return c.verifyZero(ctx, off, n)
+}
+
+func (c *Clone) readsZero(off, n int64) (bool, error) {
+	d, ok := c.Destination.(KnownZero)
+	if !ok {
+		return false, nil
+	}
+	known, err := d.ReadsZero(off, n)
+	if err != nil {
+		return false, &IOError{Side: DestinationSide, Op: "look for data", Off: off, N: n, Err: err}
+	}
+	return known, nil
+}
+
+// verify reads p back from the destination's medium.
+func (c *Clone) verify(p []byte, off int64) error {
+	buffer := c.buffers.Get().(*[]byte)
+	defer c.buffers.Put(buffer)
+	back := (*buffer)[:len(p)]
+	n, err := c.Destination.ReadAt(back, off)
+	if err := ioError(DestinationSide, "read back", off, back, n, err); err != nil {
+		return err
+	}
+	if !bytes.Equal(p, back) {
+		return &IOError{Side: DestinationSide, Op: "verify", Off: off, N: int64(len(p)), Err: ErrMismatch}
+	}
+	return nil
+}
+
+func (c *Clone) verifyZero(ctx context.Context, off, n int64) error {
+	zeros := make([]byte, c.BufferBytes)
+	for end := off + n; off < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := zeros[:min(int64(len(zeros)), end-off)]
+		if err := c.verify(p, off); err != nil {
+			return err
+		}
+		off += int64(len(p))
+	}
+	return nil
+}
+
+// nextRun is the end of the run of p that begins at at, and whether it is zeros.
+// Runs of zeros shorter than shortest count as data.
+func nextRun(p []byte, at, shortest int) (end int, zero bool) {
+	if end = zeroEnd(p, at); end-at >= shortest || end == len(p) && end > at {
+		return end, true
+	}
+	for end = at; end < len(p); {
+		zeros := zeroEnd(p, end)
+		if zeros-end >= shortest || zeros == len(p) && zeros > end {
+			return end, false
+		}
+		end = min(len(p), max(zeros, end)+granuleBytes)
+	}
+	return end, false
+}
+
+// zeroEnd is where the zero granules of p from at on end.
+func zeroEnd(p []byte, at int) int {
+	for at < len(p) {
+		end := min(len(p), at+granuleBytes)
+		if !allZero(p[at:end]) {
+			break
+		}
+		at = end
+	}
+	return at
+}
+
+var zeroGranule [granuleBytes]byte
+
+func allZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p, zeroGranule[:len(p)]) }
+
+// summer makes the checksums of regions from consecutive buffers. Regions of zeros
+// get none.
+type summer struct {
+	geometry region.Geometry
+	hash     xxh3.Hasher
+	data     bool // the present region holds something but zeros
+	sums     []journal.Checksum
+}
+
+func (s *summer) add(p []byte, off int64) {
+	for len(p) > 0 {
+		nr := s.geometry.Touched(off, 1).First
+		regionOff, regionBytes := s.geometry.Bytes(region.Range{First: nr, Count: 1})
+		part := p[:min(int64(len(p)), regionOff+regionBytes-off)]
+		_, _ = s.hash.Write(part) // a hash in memory cannot fail
+		s.data = s.data || zeroEnd(part, 0) < len(part)
+		off, p = off+int64(len(part)), p[len(part):]
+		if off < regionOff+regionBytes {
+			continue
+		}
+		if s.data {
+			s.sums = append(s.sums, journal.Checksum{Nr: nr, Sum: s.hash.Sum64()})
+		}
+		s.hash.Reset()
+		s.data = false
+	}
+}
+
+// addressOf is where the memory of b begins. Go does not move it.
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

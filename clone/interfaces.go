@@ -1,0 +1,74 @@
+package clone
+
+import (
+	"io"
+
+	"decant/journal"
+	"decant/region"
+)
+
+// Source is the device that is emptied. Nothing is ever written to it (I6).
+// All methods may be called concurrently.
+type Source interface {
+	// ReadAt never returns made-up bytes: if the medium holds fewer than asked
+	// for, it is an error.
+	io.ReaderAt
+	// Bytes is the size of the device; it does not change.
+	Bytes() int64
+	// Discard gives the space of the range back as far as the medium can.
+	// It is idempotent, later reads of the range may return anything, and it
+	// need not be durable. Only DiscardSource calls it.
+	Discard(off, n int64) error
+}
+
+// Sparse is a Source that knows where it holds no data.
+type Sparse interface {
+	// NextData is the first range with data in [off, Bytes()). Without any,
+	// both are Bytes(). What lies outside reads as zeros.
+	NextData(off int64) (start, end int64, err error)
+}
+
+// Destination is the device that is filled. All methods may be called
+// concurrently; ranges of concurrent writes do not overlap.
+type Destination interface {
+	// ReadAt reads past every cache of this host, so that it tells what the
+	// medium holds and not what was sent to it.
+	io.ReaderAt
+	// WriteAt need not be durable before Flush.
+	io.WriterAt
+	// Bytes is the size of the device; it does not change, and is at least the
+	// source's.
+	Bytes() int64
+	// Zero makes the range read as zeros. It need not provision space, and
+	// need not be durable before Flush.
+	Zero(off, n int64) error
+	// Flush returns nil only if all that was written and zeroed before it
+	// began survives a power loss. After an error nothing is known of what was
+	// written since the last good Flush, and Flush is never retried.
+	Flush() error
+}
+
+// KnownZero is a Destination that can tell where it reads zeros without reading
+// (I10).
+type KnownZero interface {
+	// ReadsZero is true only if every byte of the range is known to be zero.
+	ReadsZero(off, n int64) (bool, error)
+}
+
+// Journal is the record of the migration. Only one process has it open for
+// writing. Commit and MarkDiscarded are not called concurrently.
+type Journal interface {
+	Load() (journal.State, error)
+	// Commit returns nil only if the transaction survives a power loss. After
+	// an error it is unknown whether it does, until the journal is opened anew.
+	Commit(journal.Transaction) (journal.TxID, error)
+	// MarkDiscarded notes discards; losing it repeats a discard, no more.
+	MarkDiscarded([]region.Range) error
+}
+
+// Marker keeps the mark on the source (I11).
+type Marker interface {
+	// Mark records on the source itself that discards of transactions up to tx
+	// may have begun. It returns nil only if that survives a power loss.
+	Mark(tx journal.TxID) error
+}
