@@ -1,0 +1,82 @@
+// Package hydrate drives a migration: it finds what is left to copy, keeps a pool
+// of workers busy with it within the limits of rate and space, and commits and
+// discards beside them.
+package hydrate
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"decant/clone"
+	"decant/journal"
+	"decant/region"
+)
+
+// Options of a run. The zero value of a limit means that there is none; sizes and
+// counts have to be positive.
+type Options struct {
+	ThresholdRegions uint64 // regions in flight at most, as dm-clone's hydration_threshold
+	BatchRegions     uint64 // contiguous regions per copy at most, as dm-clone's hydration_batch_size
+	CommitPeriod     time.Duration
+	CommitBytes      int64   // copied bytes that make a transaction full
+	Throttle         Limiter // nil: none
+	DiscardSource    bool
+	Space            Space // nil: unlimited
+	Observer         Observer
+}
+
+// Space is the room that the run may fill.
+type Space interface {
+	// AvailableBytes is how much may be written before the reserve is touched.
+	AvailableBytes() (int64, error)
+	// Reclaim makes the media give back what was discarded, as far as they do.
+	Reclaim() error
+	// Sample measures how much space both ends take now, for the highest use.
+	Sample()
+}
+
+// Observer is told what happens. Its methods are called by the goroutines of the
+// run and must return soon.
+type Observer interface {
+	Committed(tx journal.TxID, copiedBytes int64)
+	Discarded(regions uint64)
+	Waiting(reason string) // for space; an empty reason ends it
+	Bad(BadRegions)
+}
+
+// ErrNoSpace says that the run stopped because space ran short and none came back.
+var ErrNoSpace = errors.New("not enough space to go on")
+
+// BadRegions are regions that could not be read. They were neither hydrated nor
+// discarded.
+type BadRegions struct {
+	Range region.Range
+	Err   error
+}
+
+// IncompleteError says that everything was hydrated but for some regions that
+// could not be read.
+type IncompleteError struct {
+	Bad []BadRegions
+}
+
+func (e *IncompleteError) Error() string {
+	var regions uint64
+	for _, b := range e.Bad {
+		regions += b.Range.Count
+	}
+	return fmt.Sprintf("%d regions of the source cannot be read, the first: %v", regions, e.Bad[0].Err)
+}
+
+func (e *IncompleteError) Unwrap() error { return e.Bad[0].Err }
+
+func (o Options) check(c *clone.Clone) error {
+	switch {
+	case o.ThresholdRegions == 0 || o.BatchRegions == 0 || o.CommitBytes <= 0 || o.CommitPeriod <= 0:
+		return errors.New("threshold, batch, commit bytes and commit period have to be positive")
+	case o.ThresholdRegions > c.Geometry.Regions()+1<<20:
+		return fmt.Errorf("threshold of %d regions", o.ThresholdRegions)
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package hydrate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"decant/clone"
+	"decant/region"
+)
+
+// Run hydrates every region of c, commits, and with DiscardSource discards, until
+// nothing is left. It blocks, and leaves no goroutine behind.
+//
+// A cancelled context stops it in an orderly way: no new copy begins, those in
+// flight end, and what was copied is committed and discarded before Run returns
+// the context's cause. After any other error the same is done as far as the clone
+// still allows it. Everything that was committed stays, and a later Run goes on
+// from there.
+func Run(ctx context.Context, c *clone.Clone, o Options) error {
+	if err := o.check(c); err != nil {
+		return err
+	}
+	r := &run{
+		c:       c,
+		o:       o,
+		commits: newCommitter(c, o),
+	}
+	r.windowBytes = 2 * max(o.CommitBytes, c.Geometry.RegionBytes())
+	r.window = semaphore.NewWeighted(r.windowBytes)
+	r.commits.settled = func(copiedBytes int64) { r.window.Release(copiedBytes) }
+
+	// Errors of the committer end the copying; the copying's end ends the committer.
+	copying, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	done := make(chan error, 1)
+	go func() {
+		err := r.commits.loop()
+		if err != nil {
+			stop(err)
+		}
+		done <- err
+	}()
+	err := r.copyAll(copying)
+	r.commits.finish()
+	if commitErr := <-done; commitErr != nil {
+		return commitErr
+	}
+	if err != nil {
+		return err
+	}
+	if len(r.bad) > 0 {
+		return &IncompleteError{Bad: r.bad}
+	}
+	return nil
+}
+
+// run is the state of one Run. The planner is a single goroutine: the one that
+// called Run.
+type run struct {
+	c       *clone.Clone
+	o       Options
+	commits *committer
+
+	// window bounds the bytes that exist twice: in flight, dirty, or committed
+	// and not yet discarded. Two full transactions fit.
+	window      *semaphore.Weighted
+	windowBytes int64
+
+	workers  errgroup.Group
+	inFlight inFlight
+
+	mu  sync.Mutex
+	bad []BadRegions
+}
+
+// copyAll plans and copies until nothing is left, or something fails.
+func (r *run) copyAll(ctx context.Context) error {
+	r.workers.SetLimit(int(max(1, r.o.ThresholdRegions/r.o.BatchRegions)))
+	failing, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	err := r.plan(failing, fail)
+	_ = r.workers.Wait() // workers report through fail
+	if cause := context.Cause(failing); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
+	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/r.c.Geometry.RegionBytes())))
+	all := r.c.Geometry.All()
+	for left := all; !left.Empty(); {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		work, ok, err := r.c.Next(left, batch)
+		if err != nil || !ok {
+			return err
+		}
+		if work.Hole {
+			err = r.c.HydrateHole(ctx, work.Range)
+		} else {
+			work.Range, err = r.admit(ctx, work.Range)
+		}
+		if err != nil {
+			return err
+		}
+		if !work.Hole {
+			r.start(ctx, work.Range, fail)
+		}
+		left = region.Between(work.Range.End(), all.End())
+	}
+	return nil
+}
+
+// admit waits until the range, or a leading part of it, may be copied.
+func (r *run) admit(ctx context.Context, within region.Range) (region.Range, error) {
+	within, err := r.waitForSpace(ctx, within)
+	if err != nil {
+		return within, err
+	}
+	_, n := r.c.Geometry.Bytes(within)
+	if r.o.Throttle != nil {
+		if err := r.o.Throttle.Wait(ctx, n); err != nil {
+			return within, context.Cause(ctx)
+		}
+	}
+	if !r.window.TryAcquire(n) {
+		r.commits.request()
+		if err := r.window.Acquire(ctx, n); err != nil {
+			return within, context.Cause(ctx)
+		}
+	}
+	return within, nil
+}
+
+// start copies an admitted range in a worker.
+func (r *run) start(ctx context.Context, within region.Range, fail context.CancelCauseFunc) {
+	_, n := r.c.Geometry.Bytes(within)
+	r.inFlight.add(n)
+	r.workers.Go(func() error {
+		defer r.inFlight.add(-n)
+		// A copy that began is ended: the context stops the planner, not the copy.
+		copied, err := r.copy(context.WithoutCancel(ctx), within)
+		if r.o.Space != nil {
+			r.o.Space.Sample()
+		}
+		r.window.Release(n - copied)
+		if err != nil {
+			fail(err)
+		}
+		r.commits.copied()
+		return nil
+	})
+}
+
+// copy hydrates a range. What cannot be read is tried once more region by region,
+// and what still fails is listed instead of failing the run.
+func (r *run) copy(ctx context.Context, within region.Range) (int64, error) {
+	copied, err := r.c.Hydrate(ctx, within)
+	if !sourceFault(err) {
+		return copied, spaceError(err)
+	}
+	for nr := within.First; nr < within.End(); nr++ {
+		one := region.Range{First: nr, Count: 1}
+		n, err := r.c.Hydrate(ctx, one)
+		copied += n
+		if sourceFault(err) {
+			r.noteBad(BadRegions{Range: one, Err: err})
+		} else if err != nil {
+			return copied, spaceError(err)
+		}
+	}
+	return copied, nil
+}
+
+func (r *run) noteBad(bad BadRegions) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bad = append(r.bad, bad)
+	if r.o.Observer != nil {
+		r.o.Observer.Bad(bad)
+	}
+}
+
+// sourceFault says whether only the medium under the source refused these bytes.
+// A source that became shorter or vanished is no such case: it fails the run.
+func sourceFault(err error) bool {
+	var ioErr *clone.IOError
+	return errors.As(err, &ioErr) && ioErr.Side == clone.SourceSide && errors.Is(err, syscall.EIO)
+}
+
+// spaceError gives a write that found no room the name that callers look for.
+func spaceError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errors.Join(ErrNoSpace, err)
+	}
+	return err
+}
