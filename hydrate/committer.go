@@ -66,8 +66,8 @@ func (m *committer) round() error {
 		// Not cancellable: readers end by themselves, and a half-known
 		// discard would only have to be repeated.
 		discardErr = m.c.DiscardSource(context.Background(), done)
-		if m.o.Observer != nil && done.Regions() > 0 {
-			m.o.Observer.Discarded(done.Regions())
+		if m.o.Observer != nil && done.Regions() > 0 && discardErr == nil {
+			m.o.Observer.Discarded(done)
 		}
 	}
 	m.settled(done.CopiedBytes())

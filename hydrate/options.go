@@ -40,17 +40,17 @@ type Space interface {
 // run and must return soon.
 type Observer interface {
 	Committed(tx journal.TxID, copiedBytes int64)
-	Discarded(regions uint64)
+	Discarded(clone.Committed)
 	Waiting(reason string) // for space; an empty reason ends it
-	Bad(BadRegions)
+	Bad(BadRegion)
 }
 
 // ErrNoSpace says that the run stopped because space ran short and none came back.
 var ErrNoSpace = errors.New("not enough space to go on")
 
-// BadRegions are regions that could not be read. They were neither hydrated nor
-// discarded.
-type BadRegions struct {
+// BadRegion is a run of regions that could not be read. They were neither hydrated
+// nor discarded.
+type BadRegion struct {
 	Range region.Range
 	Err   error
 }
@@ -58,7 +58,7 @@ type BadRegions struct {
 // IncompleteError says that everything was hydrated but for some regions that
 // could not be read.
 type IncompleteError struct {
-	Bad []BadRegions
+	Bad []BadRegion
 }
 
 func (e *IncompleteError) Error() string {

@@ -3,6 +3,7 @@ package hydrate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"syscall"
 
@@ -47,8 +48,8 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	}()
 	err := r.copyAll(copying)
 	r.commits.finish()
-	if commitErr := <-done; commitErr != nil {
-		return commitErr
+	if commitErr := <-done; commitErr != nil && !errors.Is(err, commitErr) {
+		err = errors.Join(commitErr, err)
 	}
 	if err != nil {
 		return err
@@ -75,7 +76,7 @@ type run struct {
 	inFlight inFlight
 
 	mu  sync.Mutex
-	bad []BadRegions
+	bad []BadRegion
 }
 
 // copyAll plans and copies until nothing is left, or something fails.
@@ -171,7 +172,9 @@ func (r *run) copy(ctx context.Context, within region.Range) (int64, error) {
 		n, err := r.c.Hydrate(ctx, one)
 		copied += n
 		if sourceFault(err) {
-			r.noteBad(BadRegions{Range: one, Err: err})
+			if !r.noteBad(BadRegion{Range: one, Err: err}) {
+				return copied, fmt.Errorf("more than %d regions cannot be read: %w", maxBadRegions, err)
+			}
 		} else if err != nil {
 			return copied, spaceError(err)
 		}
@@ -179,13 +182,20 @@ func (r *run) copy(ctx context.Context, within region.Range) (int64, error) {
 	return copied, nil
 }
 
-func (r *run) noteBad(bad BadRegions) {
+// maxBadRegions is how many regions may turn out unreadable before the source
+// counts as broken altogether.
+const maxBadRegions = 1 << 12
+
+// noteBad says whether the run may go on.
+func (r *run) noteBad(bad BadRegion) bool {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.bad = append(r.bad, bad)
+	count := len(r.bad)
+	r.mu.Unlock()
 	if r.o.Observer != nil {
 		r.o.Observer.Bad(bad)
 	}
+	return count <= maxBadRegions
 }
 
 // sourceFault says whether only the medium under the source refused these bytes.

@@ -72,6 +72,16 @@ func (s *Set) HasAny(r Range) bool {
 	return false
 }
 
+// CountIn is the number of regions of r that are in the set.
+func (s *Set) CountIn(r Range) (n uint64) {
+	for key, part := range chunkParts(r) {
+		if c := s.chunks[key]; c != nil {
+			n += uint64(c.countIn(part))
+		}
+	}
+	return n
+}
+
 // Add puts the regions of r into the set.
 func (s *Set) Add(r Range) {
 	for key, part := range chunkParts(r) {

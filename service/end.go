@@ -1,0 +1,272 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"decant/clone"
+	"decant/journal"
+	"decant/loopdev"
+	"decant/thin"
+)
+
+// device is what an end is made of: each can be the giving and the receiving one,
+// since a migration can be reversed.
+type device interface {
+	clone.Source
+	clone.Sparse
+	clone.Destination
+	clone.KnownZero
+	AllocatedBytes() (int64, error)
+	SharedBytes() (int64, error)
+	FreeBytes() (int64, error)
+	SyncFS() error
+	HoldsData() (bool, error)
+	Info() loopdev.Info
+	WriteMark(loopdev.Mark) error
+	ReadMark() (loopdev.Mark, bool, error)
+	RemoveMark() error
+	Close() error
+}
+
+var (
+	_ device = (*loopdev.Device)(nil)
+	_ device = (*thin.Volume)(nil)
+)
+
+// end is one end of a migration.
+type end struct {
+	device
+	name    string          // as the user wrote it
+	kind    string          // file, loop, block, volume
+	base    *loopdev.Device // the device under a volume, or the device itself
+	pool    *thin.Pool      // of a volume
+	volume  string          // name of the volume in its pool
+	created bool            // by this process, or by an earlier one of the same migration
+}
+
+func (e *end) Close() error {
+	err := e.device.Close()
+	if e.pool != nil {
+		err = errors.Join(err, e.pool.Close())
+	}
+	return err
+}
+
+// identity names the end in a journal.
+func (e *end) identity() journal.Identity {
+	info := e.Info()
+	id := journal.Identity{
+		Kind: e.kind, Name: e.name, Path: info.Path, Key: info.Key,
+		Bytes: e.Bytes(), Offset: info.Offset,
+	}
+	if info.Kind != loopdev.Block {
+		id.ModifiedNanoseconds = info.Modified.UnixNano()
+	}
+	return id
+}
+
+// target is what a user's name of an end means, before anything is opened.
+type target struct {
+	name, path   string
+	pool, volume string
+}
+
+// sourceTarget reads the name of a source: a path if there is something at it,
+// else a volume of a pool.
+func (s *Service) sourceTarget(name string) (target, error) {
+	t := target{name: name, path: name}
+	pool, volume, ok := splitVolume(name)
+	if !ok {
+		return t, checkPath(name)
+	}
+	isPool, err := s.isPool(pool)
+	if err != nil {
+		return t, err
+	}
+	_, statErr := os.Lstat(name)
+	switch {
+	case isPool && statErr == nil:
+		return t, &Error{Outcome: Usage, Object: name, Problem: "means both a file and a volume",
+			Hint: "write ./" + name + " for the file"}
+	case isPool:
+		return target{name: name, pool: pool, volume: volume}, nil
+	}
+	return t, checkPath(name)
+}
+
+// destinationTarget reads the name of a destination: a path if it begins as one,
+// else a volume of a pool.
+func (s *Service) destinationTarget(name string) (target, error) {
+	for _, prefix := range []string{"/", "./", "../"} {
+		if strings.HasPrefix(name, prefix) {
+			return target{name: name, path: name}, checkPath(name)
+		}
+	}
+	pool, volume, ok := splitVolume(name)
+	if !ok {
+		return target{}, &Error{Outcome: Usage, Object: name, Problem: "is neither a path nor POOL/VOLUME",
+			Hint: "write ./" + name + " for a file"}
+	}
+	isPool, err := s.isPool(pool)
+	if err != nil {
+		return target{}, err
+	}
+	if !isPool {
+		return target{}, refuse(name, "there is no pool "+pool+" in "+s.stateDir,
+			"list pools with: thinctl pool list; write ./"+name+" for a file", nil)
+	}
+	return target{name: name, pool: pool, volume: volume}, nil
+}
+
+func splitVolume(name string) (pool, volume string, ok bool) {
+	pool, volume, err := thin.SplitVolume(name)
+	return pool, volume, err == nil
+}
+
+func (s *Service) isPool(name string) (bool, error) {
+	names, err := s.pools.List()
+	if err != nil {
+		return false, refuse(s.stateDir, "the list of pools cannot be read", "", err)
+	}
+	for _, n := range names {
+		if n == name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return &Error{Outcome: Usage, Problem: "the path is empty"}
+	case strings.ContainsRune(path, 0):
+		return &Error{Outcome: Usage, Problem: fmt.Sprintf("the path %q holds a NUL", path)}
+	case len(path) >= 4096:
+		return &Error{Outcome: Usage, Problem: "the path is longer than 4095 bytes"}
+	}
+	return nil
+}
+
+// exists says whether there is something where the target leads.
+func (s *Service) exists(t target) (bool, error) {
+	if t.pool == "" {
+		_, err := os.Stat(t.path)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	pool, err := s.pools.Open(t.pool)
+	if err != nil {
+		return false, err
+	}
+	_, err = pool.Volume(t.volume)
+	err = errors.Join(err, pool.Close())
+	if errors.Is(err, thin.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// open opens an existing target for this process alone.
+func (s *Service) open(t target, write bool) (*end, error) {
+	if t.pool != "" {
+		return s.openVolume(t, true)
+	}
+	d, err := loopdev.Open(t.path, loopdev.Options{Write: write, Exclusive: true})
+	if err != nil {
+		return nil, err
+	}
+	kind := map[loopdev.Kind]string{loopdev.File: "file", loopdev.Loop: "loop", loopdev.Block: "block"}[d.Info().Kind]
+	return &end{device: d, base: d, name: t.name, kind: kind}, nil
+}
+
+// openToRead opens an existing target beside whoever uses it.
+func (s *Service) openToRead(t target) (*end, error) {
+	if t.pool != "" {
+		return s.openVolume(t, false)
+	}
+	d, err := loopdev.Open(t.path, loopdev.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return &end{device: d, base: d, name: t.name}, nil
+}
+
+func (s *Service) openVolume(t target, exclusive bool) (*end, error) {
+	pool, err := s.pools.Open(t.pool)
+	if err != nil {
+		return nil, err
+	}
+	v, err := pool.OpenVolume(t.volume, exclusive)
+	if err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	return &end{device: v, base: v.Device, name: t.name, kind: "volume", pool: pool, volume: t.volume}, nil
+}
+
+// create makes a new, empty destination of the given size and opens it.
+func (s *Service) create(t target, bytes int64) (*end, error) {
+	if t.pool == "" {
+		d, err := loopdev.Open(t.path, loopdev.Options{Write: true, Exclusive: true, CreateBytes: bytes})
+		if err != nil {
+			return nil, err
+		}
+		return &end{device: d, base: d, name: t.name, kind: "file", created: true}, nil
+	}
+	pool, err := s.pools.Open(t.pool)
+	if err != nil {
+		return nil, err
+	}
+	_, err = pool.CreateVolume(t.volume, bytes, nil)
+	if err := errors.Join(err, pool.Close()); err != nil {
+		return nil, err
+	}
+	e, err := s.openVolume(t, true)
+	if err == nil {
+		e.created = true
+	}
+	return e, err
+}
+
+// remove deletes a destination that a migration had created.
+func (s *Service) remove(e *end) error {
+	if e.pool == nil {
+		path := e.Info().Path
+		if err := e.sameUnderPath(path); err != nil {
+			return err
+		}
+		err := os.Remove(path)
+		return errors.Join(err, e.Close())
+	}
+	name, volume := e.pool.Name(), e.volume
+	if err := e.Close(); err != nil {
+		return err
+	}
+	pool, err := s.pools.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pool.DeleteVolume(volume), pool.Close())
+}
+
+// sameUnderPath makes sure that path still leads to the object that is open.
+func (e *end) sameUnderPath(path string) error {
+	d, err := loopdev.Open(path, loopdev.Options{})
+	if err != nil {
+		return err
+	}
+	key := d.Info().Key
+	if err := d.Close(); err != nil {
+		return err
+	}
+	if key != e.Info().Key {
+		return fmt.Errorf("%s is another object by now", filepath.Clean(path))
+	}
+	return nil
+}

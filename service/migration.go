@@ -1,0 +1,263 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"decant/journal"
+	"decant/loopdev"
+	"decant/region"
+)
+
+// migration is a migration that this process has open: both ends, the journal, and
+// the lock that keeps other processes away.
+type migration struct {
+	s           *Service
+	id          string
+	record      record
+	source      *end
+	destination *end
+	journal     *journal.Journal
+	lock        *journal.LockFile
+	resumed     bool
+	warnings    []string
+}
+
+func (m *migration) Close() error {
+	var err error
+	if m.journal != nil {
+		err = m.journal.Close()
+	}
+	for _, e := range []*end{m.source, m.destination} {
+		if e != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}
+	if m.lock != nil {
+		err = errors.Join(err, m.lock.Unlock())
+	}
+	return err
+}
+
+// Plan finds out what Migrate would do with the request, and changes nothing. An
+// error is why Migrate would refuse.
+func (s *Service) Plan(_ context.Context, request Request) (Plan, error) {
+	a, err := s.prepare(request)
+	if err != nil {
+		return Plan{}, err
+	}
+	return a.plan, a.Close()
+}
+
+// Migrate moves the source into the destination, from where an earlier call with
+// the same ends has stopped. It returns when nothing is left to do, or something
+// stands in the way, or the context is cancelled; then it commits first.
+func (s *Service) Migrate(ctx context.Context, request Request, sink Sink) error {
+	a, err := s.prepare(request)
+	if err != nil {
+		return err
+	}
+	var m *migration
+	if a.known != nil {
+		m, err = a.resume()
+	} else {
+		m, err = a.begin()
+	}
+	if err != nil {
+		return err
+	}
+	return m.finishWith(m.run(ctx, sink))
+}
+
+// finishWith closes the migration and returns the more important error.
+func (m *migration) finishWith(err error) error {
+	closeErr := m.Close()
+	if err == nil && closeErr != nil {
+		return &Error{Outcome: Failed, Object: m.id, Problem: "could not be closed", State: "every byte is at the destination", Err: closeErr}
+	}
+	return err
+}
+
+// begin makes destination and journal of a new migration. If it fails it leaves at
+// most an empty destination that carries a mark.
+func (a *attempt) begin() (_ *migration, err error) {
+	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	m.record = record{Options: a.request.Options}
+	if err := a.s.makeStateDir(); err != nil {
+		return m, err
+	}
+	if m.lock, err = journal.Lock(a.s.lockPath(m.id)); err != nil {
+		return m, refuse(m.id, "the journal cannot be locked", "", err)
+	}
+	if err := m.readyDestination(a); err != nil {
+		return m, refuse(a.target.name, "the destination cannot be made", "", err)
+	}
+	if err := m.createJournal(a); err != nil {
+		return m, refuse(a.s.journalPath(m.id), "the journal cannot be made", "", err)
+	}
+	return m, nil
+}
+
+func newID() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails, as documented
+	return hex.EncodeToString(b[:])
+}
+
+// readyDestination makes the destination, or empties what may be overwritten, and
+// marks it as not whole.
+func (m *migration) readyDestination(a *attempt) (err error) {
+	bytes := a.source.Bytes()
+	switch {
+	case m.destination == nil:
+		if m.destination, err = m.s.create(a.target, bytes); err != nil {
+			return err
+		}
+	case m.destination.kind == "file":
+		if err := m.destination.base.Resize(max(bytes, m.destination.Bytes())); err != nil {
+			return err
+		}
+	case m.record.Overwrite && bounded(m.destination):
+		if err := m.destination.Zero(0, m.destination.Bytes()); err != nil {
+			return err
+		}
+	}
+	m.record.DestinationCreated = m.destination.created
+	if mark, ok, err := m.destinationMarks().read(); err != nil {
+		return err
+	} else if ok {
+		// Of a migration that has ended, or that never got as far as a journal; the
+		// latter made the destination.
+		if _, err := os.Stat(m.s.journalPath(mark.ID)); errors.Is(err, os.ErrNotExist) {
+			m.record.DestinationCreated = m.record.DestinationCreated || mark.Tx == createdByUs
+		}
+		if err := m.destinationMarks().remove(); err != nil {
+			return err
+		}
+	}
+	if _, ok, err := m.sourceMarks().read(); err != nil || ok {
+		if err := errors.Join(err, m.sourceMarks().remove()); err != nil {
+			return err // checkMark has found that its migration has ended
+		}
+	}
+	mark := loopdev.Mark{ID: m.id, Role: receivingRole, Since: time.Now()}
+	if m.record.DestinationCreated {
+		mark.Tx = createdByUs
+	}
+	return m.destinationMarks().write(mark)
+}
+
+// createdByUs stands in the mark of a destination that the migration has made,
+// where no transaction number has a meaning.
+const createdByUs = 1
+
+func (m *migration) sourceMarks() marks      { return marks{m.s, m.source} }
+func (m *migration) destinationMarks() marks { return marks{m.s, m.destination} }
+
+func (m *migration) createJournal(a *attempt) error {
+	geometry, err := region.NewGeometry(m.source.Bytes(), m.record.RegionBytes)
+	if err != nil {
+		return err
+	}
+	options, err := json.Marshal(m.record)
+	if err != nil {
+		return err
+	}
+	start, err := m.source.AllocatedBytes()
+	if errors.Is(err, loopdev.ErrNotCountable) {
+		start, err = m.source.Bytes(), nil
+	}
+	if err != nil {
+		return err
+	}
+	path := m.s.journalPath(m.id)
+	m.journal, err = journal.Create(path, journal.Superblock{
+		ID: m.id, Geometry: geometry,
+		Source: m.source.identity(), Destination: m.destination.identity(),
+		Options: options, Created: time.Now(), SourceStartBytes: start,
+	})
+	return err
+}
+
+// resume opens the journal of the migration that was found between the ends.
+func (a *attempt) resume() (_ *migration, err error) {
+	m := &migration{s: a.s, id: a.known.id, source: a.source, destination: a.destination, resumed: true, warnings: a.plan.Warnings}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	if err := m.openJournal(); err != nil {
+		return m, err
+	}
+	m.record = record{Options: a.request.Options, DestinationCreated: a.known.record.DestinationCreated}
+	m.record.RegionBytes = a.plan.RegionBytes
+	if a.known.state.Phase == journal.Done {
+		m.record.Options = a.known.record.Options // nothing is left that others could change
+	}
+	if err := m.saveRecord(); err != nil {
+		return m, refuse(m.id, "its journal cannot be written", "", err)
+	}
+	return m, nil
+}
+
+func (m *migration) saveRecord() error {
+	options, err := json.Marshal(m.record)
+	if err != nil {
+		return err
+	}
+	return m.journal.SetOptions(options)
+}
+
+func (m *migration) openJournal() (err error) {
+	if m.lock, err = journal.Lock(m.s.lockPath(m.id)); err != nil {
+		return refuse(m.id, "another process works on it", "wait for it, or stop it with: migrate pause "+m.id, err)
+	}
+	if m.journal, err = journal.Open(m.s.journalPath(m.id)); err != nil {
+		return refuse(m.id, "its journal cannot be used; nothing was changed", "repair or restore it; never start over", err)
+	}
+	return nil
+}
+
+// Resume goes on with a migration by its id, in its direction and with the options
+// of the command that began it.
+func (s *Service) Resume(ctx context.Context, id string, sink Sink) error {
+	id, err := s.resolveID(id)
+	if err != nil {
+		return err
+	}
+	k := s.look(id)
+	if k.err != nil {
+		return refuse(id, "its journal cannot be used; nothing was changed", "repair or restore it; never start over", k.err)
+	}
+	if k.state.Direction == journal.Backward && k.state.Phase == journal.Running {
+		return s.Reverse(ctx, id, sink)
+	}
+	if k.ended() {
+		return refuse(id, fmt.Sprintf("is %s, there is nothing to go on with", k.state.Phase), "", nil)
+	}
+	return s.Migrate(ctx, Request{
+		Source:      requestName(k.superblock.Source),
+		Destination: requestName(k.superblock.Destination),
+		Options:     k.record.Options,
+	}, sink)
+}
+
+// requestName is what leads to an end again from any directory.
+func requestName(id journal.Identity) string {
+	if id.Kind == "volume" {
+		return id.Name
+	}
+	return id.Path
+}

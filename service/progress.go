@@ -1,0 +1,176 @@
+package service
+
+import (
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"decant/clone"
+	"decant/hydrate"
+	"decant/journal"
+)
+
+const (
+	progressPeriod = 200 * time.Millisecond
+	// rateWindow is the time over which the rate is averaged.
+	rateWindow = 5 * time.Second
+	// stallAfter is how long nothing may move before a warning says so.
+	stallAfter = 30 * time.Second
+)
+
+// reporter counts what a run does and tells the sink. It is the hydrate.Observer.
+type reporter struct {
+	m     *migration
+	sink  Sink
+	clone *clone.Clone
+	meter *meter
+	begun time.Time
+
+	mu             sync.Mutex
+	phase          string
+	baseCopied     int64 // copied and committed by earlier runs
+	committedBytes int64 // by this run
+	discardedBytes int64
+	dataBytes      int64
+	samples        []sample // of the rate window, the oldest first
+	stalled        bool
+}
+
+type sample struct {
+	at    time.Time
+	bytes int64
+}
+
+// event is a snapshot of the counters. The caller holds mu.
+func (r *reporter) event(kind EventKind) Event {
+	status := r.clone.Status()
+	e := Event{
+		Event: kind, ID: r.m.id, Time: time.Now(), Phase: r.phase,
+		BytesTotal:     r.clone.Bytes(),
+		BytesData:      r.dataBytes,
+		BytesCopied:    r.baseCopied + status.CopiedBytes,
+		BytesCommitted: r.baseCopied + r.committedBytes,
+		BytesDiscarded: r.discardedBytes,
+		Transaction:    uint64(status.Tx),
+		PeakExtraBytes: r.meter.peakBytes.Load(),
+	}
+	if r.clone.Verify {
+		e.BytesVerified = e.BytesCopied
+	}
+	e.RateBytesPerSecond = r.rate(e.Time, e.BytesCopied)
+	if left := e.BytesData - e.BytesCopied; left <= 0 {
+		e.ETASeconds = new(float64)
+	} else if e.RateBytesPerSecond > 0 {
+		seconds := float64(left) / float64(e.RateBytesPerSecond)
+		e.ETASeconds = &seconds
+	}
+	return e
+}
+
+// rate is what was copied per second in the last rateWindow of this run. What an
+// earlier run has copied does not count.
+func (r *reporter) rate(now time.Time, copied int64) int64 {
+	for len(r.samples) > 1 && now.Sub(r.samples[0].at) > rateWindow {
+		r.samples = r.samples[1:]
+	}
+	r.samples = append(r.samples, sample{now, copied})
+	oldest := r.samples[0]
+	if elapsed := now.Sub(oldest.at).Seconds(); elapsed > 0 {
+		return int64(float64(copied-oldest.bytes) / elapsed)
+	}
+	return 0
+}
+
+// tell sends an event, after change has filled in what is special about it.
+func (r *reporter) tell(kind EventKind, change func(*Event)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.event(kind)
+	if change != nil {
+		change(&e)
+	}
+	if r.sink != nil {
+		r.sink(e)
+	}
+}
+
+func (r *reporter) warn(message string) {
+	r.tell(Warning, func(e *Event) { e.Message = message })
+}
+
+func (r *reporter) setPhase(phase string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.phase = phase
+}
+
+// every tells the progress until stop is closed.
+func (r *reporter) every(stop <-chan struct{}) {
+	ticker := time.NewTicker(progressPeriod)
+	defer ticker.Stop()
+	moved, last := time.Now(), int64(-1)
+	for {
+		select {
+		case <-stop:
+			return
+		case now := <-ticker.C:
+			var copied int64
+			var phase string
+			r.tell(Progress, func(e *Event) { copied, phase = e.BytesCopied, e.Phase })
+			if copied != last || phase == waitingPhase {
+				moved, last, r.stalled = now, copied, false
+			}
+			if now.Sub(moved) > stallAfter && !r.stalled {
+				r.stalled = true
+				r.warn("nothing has moved for " + now.Sub(moved).Round(time.Second).String() + ": an input or output operation does not return")
+			}
+		}
+	}
+}
+
+// The phases of a run.
+const (
+	hydratingPhase  = "hydrating"
+	reversingPhase  = "reversing"
+	waitingPhase    = "waiting for space"
+	discardingPhase = "discarding"
+	verifyingPhase  = "verifying"
+	donePhase       = "done"
+)
+
+// Committed implements hydrate.Observer.
+func (r *reporter) Committed(_ journal.TxID, copiedBytes int64) {
+	r.mu.Lock()
+	r.committedBytes += copiedBytes
+	r.mu.Unlock()
+	r.tell(CommittedTx, nil)
+}
+
+// Discarded implements hydrate.Observer.
+func (r *reporter) Discarded(done clone.Committed) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.discardedBytes += done.CopiedBytes()
+}
+
+// Waiting implements hydrate.Observer.
+func (r *reporter) Waiting(reason string) {
+	r.mu.Lock()
+	before := r.phase
+	r.phase = r.m.workPhase()
+	if reason != "" {
+		r.phase = waitingPhase
+	}
+	changed := before != r.phase && reason != ""
+	r.mu.Unlock()
+	if changed {
+		r.tell(Paused, func(e *Event) { e.Message = "waiting for space that was freed to come back" })
+	}
+}
+
+// Bad implements hydrate.Observer.
+func (r *reporter) Bad(bad hydrate.BadRegion) {
+	off, n := r.clone.Geometry.Bytes(bad.Range)
+	r.warn(humanize.Comma(n) + " bytes at offset " + humanize.Comma(off) + " cannot be read and stay on the source: " + bad.Err.Error())
+}

@@ -1,0 +1,201 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"decant/journal"
+)
+
+// Reverse brings back what a migration has moved. Regions that were discarded on
+// the source are copied from the destination into it, with the same protocol, so
+// that the destination is emptied as the source is filled. It is resumed by
+// calling it again. At its end the source is what it was, and a destination that
+// the migration had made is deleted.
+func (s *Service) Reverse(ctx context.Context, id string, sink Sink) error {
+	m, err := s.openByID(id)
+	if err != nil {
+		return err
+	}
+	state, err := m.journal.Load()
+	if err != nil {
+		return m.finishWith(m.failure(err))
+	}
+	switch state.Phase {
+	case journal.Cancelled:
+		err = refuse(m.id, "was cancelled before anything was discarded, the source is whole", "", nil)
+	case journal.Reversed:
+		err = m.tidyReversed()
+	default:
+		err = m.reverse(ctx, sink)
+	}
+	return m.finishWith(err)
+}
+
+func (m *migration) reverse(ctx context.Context, sink Sink) error {
+	if _, err := m.journal.Reverse(); err != nil {
+		return m.failure(err)
+	}
+	m.record.Verify = false // it was an option of the way there
+	return m.run(ctx, sink)
+}
+
+// openByID opens a migration that may have ended, with both of its ends.
+func (s *Service) openByID(id string) (_ *migration, err error) {
+	id, err = s.resolveID(id)
+	if err != nil {
+		return nil, err
+	}
+	m := &migration{s: s, id: id, resumed: true}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	if err := m.openJournal(); err != nil {
+		return nil, err
+	}
+	sb := m.journal.Superblock()
+	if m.record, err = recordIn(m.journal); err != nil {
+		return nil, refuse(id, "the journal cannot be used", "", err)
+	}
+	state, err := m.journal.Load()
+	if err != nil {
+		return nil, m.failure(err)
+	}
+	if m.source, err = s.openIdentity(sb.Source); err != nil {
+		return nil, err
+	}
+	m.destination, err = s.openIdentity(sb.Destination)
+	if state.Phase == journal.Reversed && err != nil {
+		return m, nil // it has been released already
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m, m.checkMarksByID(state)
+}
+
+// openIdentity opens an end where the journal says it is, and refuses another
+// object under its name.
+func (s *Service) openIdentity(id journal.Identity) (*end, error) {
+	t := target{name: id.Name, path: id.Path}
+	if id.Kind == "volume" {
+		t.pool, t.volume, _ = splitVolume(id.Name)
+	}
+	e, err := s.open(t, true)
+	if err != nil {
+		return nil, openRefusal(id.Name, "it", err)
+	}
+	if e.Info().Key != id.Key {
+		return nil, errors.Join(refuse(id.Path, "is another object than the one the migration knows under this name",
+			"put the old one back", nil), e.Close())
+	}
+	if err := checkUnused(e, true); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// checkMarksByID refuses a journal that is older than the mark on the giving end.
+func (m *migration) checkMarksByID(state journal.State) error {
+	giver, _ := m.roles(state.Direction)
+	mark, ok, err := marks{m.s, giver}.read()
+	if err != nil {
+		return refuse(giver.name, "its mark cannot be read", "", err)
+	}
+	if ok && mark.Role == givingRole && mark.ID == m.id && mark.Tx > uint64(state.Tx) {
+		return refuse(giver.name, fmt.Sprintf("the journal knows %d transactions, but discards of transaction %d may have begun", state.Tx, mark.Tx),
+			"the journal is an old copy: put the newest one back", nil)
+	}
+	return nil
+}
+
+// endBackward makes the end of a reversal known, in an order in which each step
+// may be the last one: what is left is done by tidyReversed.
+func (m *migration) endBackward(r *reporter) error {
+	if err := m.source.Flush(); err != nil {
+		return m.failure(fmt.Errorf("flush the source: %w", err))
+	}
+	if err := m.journal.SetPhase(journal.Reversed); err != nil {
+		return m.failure(err)
+	}
+	r.setPhase(donePhase)
+	r.tell(DoneEvent, func(e *Event) {
+		elapsed, freed := time.Since(r.begun).Seconds(), e.BytesCopied
+		e.ElapsedSeconds, e.SourceFreedBytes = &elapsed, &freed
+	})
+	return m.tidyReversed()
+}
+
+// tidyReversed takes the marks off and releases the destination. It may be called
+// again after a crash at any point of it.
+func (m *migration) tidyReversed() error {
+	sb := m.journal.Superblock()
+	if sb.Source.ModifiedNanoseconds != 0 {
+		if err := m.source.base.SetModified(time.Unix(0, sb.Source.ModifiedNanoseconds)); err != nil {
+			return m.failure(err)
+		}
+	}
+	if err := m.sourceMarks().remove(); err != nil {
+		return m.failure(fmt.Errorf("take the mark off the source: %w", err))
+	}
+	return m.releaseDestination()
+}
+
+// releaseDestination deletes the destination if the migration had made it, and
+// else leaves it as an ordinary, emptied object.
+func (m *migration) releaseDestination() error {
+	if m.destination == nil {
+		return nil
+	}
+	if err := m.destinationMarks().remove(); err != nil {
+		return m.failure(fmt.Errorf("take the mark off the destination: %w", err))
+	}
+	if !m.record.DestinationCreated {
+		return nil
+	}
+	destination := m.destination
+	m.destination = nil
+	if err := m.s.remove(destination); err != nil {
+		return m.failure(fmt.Errorf("delete the destination: %w", err))
+	}
+	return nil
+}
+
+// Cancel gives a migration up that has not discarded anything yet: the source is
+// whole, and a destination that the migration had made is deleted. One that has
+// discarded is refused; Reverse is the way back from there.
+func (s *Service) Cancel(_ context.Context, id string) error {
+	m, err := s.openByID(id)
+	if err != nil {
+		return err
+	}
+	return m.finishWith(m.cancel())
+}
+
+func (m *migration) cancel() error {
+	state, err := m.journal.Load()
+	if err != nil {
+		return m.failure(err)
+	}
+	mark, marked, err := m.sourceMarks().read()
+	if err != nil {
+		return refuse(m.source.name, "its mark cannot be read", "", err)
+	}
+	switch {
+	case state.Phase == journal.Done:
+		return refuse(m.id, "is done, there is nothing to cancel", "to bring the bytes back: migrate reverse "+m.id, nil)
+	case state.Direction == journal.Backward:
+		return refuse(m.id, "is being brought back already", "finish that with: migrate reverse "+m.id, nil)
+	case marked && mark.ID == m.id && mark.Role == givingRole, state.Discarded.Count() > 0:
+		return refuse(m.id, "parts of the source were emptied already, the volume would be cut in two",
+			"bring them back with: migrate reverse "+m.id+"; or go on with: migrate resume "+m.id, nil)
+	}
+	if err := m.journal.SetPhase(journal.Cancelled); err != nil {
+		return m.failure(err)
+	}
+	return m.releaseDestination()
+}

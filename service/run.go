@@ -1,0 +1,327 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"decant/clone"
+	"decant/hydrate"
+	"decant/journal"
+	"decant/loopdev"
+)
+
+// bufferBytes is the most that one read or write moves.
+const bufferBytes = 1 << 20
+
+// run brings an open migration as far as it comes, in the direction that its
+// journal says, and tells the sink everything from Started to the end.
+func (m *migration) run(ctx context.Context, sink Sink) error {
+	state, err := m.journal.Load()
+	if err != nil {
+		return m.failure(err)
+	}
+	r, err := m.wire(state, sink)
+	if err != nil {
+		return m.failure(err)
+	}
+	r.tell(Started, func(e *Event) {
+		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
+	})
+	for _, w := range m.warnings {
+		r.warn(w)
+	}
+	err = m.carryOut(ctx, r, state)
+	if err == nil {
+		return nil
+	}
+	kind := StoppedRun
+	if OutcomeOf(err) == Failed {
+		kind = FailedEvent
+	}
+	r.tell(kind, func(e *Event) { e.Reason, e.Hint = err.Error(), HintOf(err) })
+	return err
+}
+
+// giver and taker are the ends by what they do in a direction.
+func (m *migration) roles(d journal.Direction) (giver, taker *end) {
+	if d == journal.Backward {
+		return m.destination, m.source
+	}
+	return m.source, m.destination
+}
+
+func (m *migration) workPhase() string {
+	if m.direction() == journal.Backward {
+		return reversingPhase
+	}
+	return hydratingPhase
+}
+
+// wire makes the clone of a run, and what measures and reports it.
+func (m *migration) wire(state journal.State, sink Sink) (*reporter, error) {
+	giver, taker := m.roles(state.Direction)
+	sb := m.journal.Superblock()
+	r := &reporter{m: m, sink: sink, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
+	r.meter = &meter{source: m.source, destination: m.destination, taker: taker, startBytes: sb.SourceStartBytes}
+	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
+	r.meter.peakBytes.Store(state.PeakExtraBytes)
+	if bounded(taker) {
+		free, err := taker.FreeBytes()
+		if err != nil {
+			return nil, err
+		}
+		r.meter.reserveBytes = reserve(free)
+	}
+	mark, err := m.newMarker(giver)
+	if err != nil {
+		return nil, err
+	}
+	r.clone, err = clone.Open(clone.Config{
+		Source:         view{giver, sb.Geometry.DeviceBytes()},
+		Destination:    taker,
+		Journal:        m.journal,
+		Geometry:       sb.Geometry,
+		Marker:         mark,
+		Verify:         m.record.Verify,
+		PeakExtraBytes: r.meter.peakBytes.Load,
+		BufferBytes:    bufferBytes,
+	})
+	if err != nil {
+		return nil, err
+	}
+	left, err := dataBytes(giver, sb.Geometry, state.Hydrated)
+	if err != nil {
+		return nil, err
+	}
+	r.dataBytes = state.CopiedBytes + left
+	r.discardedBytes = max(0, state.CopiedBytes-int64(state.Hydrated.Count()-state.Discarded.Count())*sb.Geometry.RegionBytes())
+	if !m.record.DiscardSource && state.Direction == journal.Forward {
+		r.discardedBytes = 0
+	}
+	return r, nil
+}
+
+func (m *migration) newMarker(giver *end) (*marker, error) {
+	path := m.s.journalPath(m.id)
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return &marker{marks: marks{m.s, giver}, id: m.id, journalPath: path, journalFile: info}, nil
+}
+
+// view is a giving end cut to the size that the journal knows: a destination may
+// have been larger than the source.
+type view struct {
+	*end
+	bytes int64
+}
+
+func (v view) Bytes() int64 { return v.bytes }
+
+func (v view) NextData(off int64) (start, end int64, err error) {
+	start, end, err = v.end.NextData(off)
+	return min(start, v.bytes), min(end, v.bytes), err
+}
+
+// carryOut hydrates what is left, and ends the migration if nothing is.
+func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.State) error {
+	if state.Phase == journal.Done {
+		return m.endForward(r, state)
+	}
+	giver, _ := m.roles(state.Direction)
+	discard := m.discards(state.Direction)
+	if sb := m.journal.Superblock(); giver == m.source && sb.Source.ModifiedNanoseconds != 0 {
+		giver.base.KeepModified(time.Unix(0, sb.Source.ModifiedNanoseconds))
+	}
+	if err := m.hydrate(ctx, r, discard); err != nil {
+		return err
+	}
+	if err := r.clone.Check(); err != nil {
+		return &Error{Outcome: Failed, Object: m.id, Problem: "the end of the run does not add up", Err: err,
+			State: "nothing was lost: " + m.whereabouts(), Hint: "keep both ends and the journal, and report this"}
+	}
+	if state.Direction == journal.Backward {
+		return m.endBackward(r)
+	}
+	if err := m.stillUnchanged(); err != nil {
+		return err
+	}
+	return m.endForward(r, state)
+}
+
+// discards says whether a run in direction d frees what it has copied. On the way
+// back it always does, so that it needs no more room than the way there; but a
+// block device has its space whether it is used or not.
+func (m *migration) discards(d journal.Direction) bool {
+	if d == journal.Backward {
+		return m.destination.kind != "block"
+	}
+	return m.record.DiscardSource
+}
+
+func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) error {
+	stop := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() { r.every(stop) })
+	o := m.record.Options
+	err := hydrate.Run(ctx, r.clone, hydrate.Options{
+		ThresholdRegions: o.ThresholdRegions,
+		BatchRegions:     o.BatchRegions,
+		CommitPeriod:     o.CommitPeriod,
+		CommitBytes:      o.CommitBytes,
+		Throttle:         hydrate.NewThrottle(o.BytesPerSecond),
+		DiscardSource:    discard,
+		Space:            r.meter,
+		Observer:         r,
+	})
+	close(stop)
+	telling.Wait()
+	if badErr := m.noteBad(err); badErr != nil {
+		err = errors.Join(err, badErr)
+	}
+	if err != nil {
+		return m.stopped(ctx, err)
+	}
+	r.tell(HydratedAll, nil)
+	return nil
+}
+
+// noteBad keeps the list of what could not be read, for show and explain. The list
+// of this run replaces that of an earlier one, which tried the same regions.
+func (m *migration) noteBad(err error) error {
+	var incomplete *hydrate.IncompleteError
+	if err != nil && !errors.As(err, &incomplete) {
+		return nil
+	}
+	var bad []journal.BadRange
+	if incomplete != nil {
+		for _, b := range incomplete.Bad {
+			bad = append(bad, journal.BadRange{Range: b.Range, Error: b.Err.Error()})
+		}
+	}
+	return m.journal.SetBad(bad)
+}
+
+// stillUnchanged refuses to call a migration done whose source was written to.
+func (m *migration) stillUnchanged() error {
+	sb, e := m.journal.Superblock(), m.source
+	if sb.Source.ModifiedNanoseconds == 0 {
+		return nil
+	}
+	same, err := e.base.UnchangedSince(time.Unix(0, sb.Source.ModifiedNanoseconds))
+	if err == nil && same {
+		return nil
+	}
+	return &Error{Outcome: Stopped, Object: e.name, Problem: "was modified while it was copied", Err: err,
+		State: "the destination may hold a mixture of old and new bytes",
+		Hint:  "find out who writes to it; the same command tells how to go on"}
+}
+
+// endForward makes the end of a migration known, in an order in which each step may
+// be the last one.
+func (m *migration) endForward(r *reporter, state journal.State) error {
+	if state.Phase != journal.Done {
+		if err := m.journal.SetPhase(journal.Done); err != nil {
+			return m.failure(err)
+		}
+	}
+	if err := m.destinationMarks().remove(); err != nil {
+		return m.failure(fmt.Errorf("take the mark off the destination: %w", err))
+	}
+	freed := int64(-1)
+	if now, err := m.source.AllocatedBytes(); err == nil {
+		freed = max(0, m.journal.Superblock().SourceStartBytes-now)
+		m.warnUnfreed(r, now)
+	}
+	if m.record.RemoveSource && m.source.kind == "file" {
+		if err := m.s.remove(m.source); err != nil {
+			return m.failure(fmt.Errorf("remove the source: %w", err))
+		}
+		m.source = nil
+	}
+	r.setPhase(donePhase)
+	r.tell(DoneEvent, func(e *Event) {
+		elapsed := time.Since(r.begun).Seconds()
+		e.ElapsedSeconds = &elapsed
+		if freed < 0 {
+			freed = e.BytesDiscarded
+		}
+		e.SourceFreedBytes = &freed
+	})
+	return nil
+}
+
+// warnUnfreed says what a discarded source still takes: edges that fill no block
+// of the file system, or a file system that did not give back what was punched.
+func (m *migration) warnUnfreed(r *reporter, allocatedBytes int64) {
+	const blockBytes = 64 << 10 // an edge on either side, of the largest usual block
+	if m.record.DiscardSource && allocatedBytes > 2*blockBytes {
+		r.warn(humanize.IBytes(uint64(allocatedBytes)) + " of the source could not be freed; its bytes are at the destination all the same")
+	}
+}
+
+// stopped words why a run ended before its end.
+func (m *migration) stopped(ctx context.Context, err error) error {
+	e := &Error{Outcome: Stopped, Object: m.id, Err: err, State: m.whereabouts(),
+		Hint: "run the same command again, or: migrate resume " + m.id}
+	var incomplete *hydrate.IncompleteError
+	switch {
+	case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+		e.Problem = "stopped"
+	case errors.As(err, &incomplete):
+		e.Problem = "incomplete"
+		e.Hint = "see the list with: migrate show " + m.id + "; once they can be read, the same command goes on"
+	case errors.Is(err, hydrate.ErrNoSpace):
+		e.Problem = "out of space"
+		e.Hint = "free space, then " + e.Hint
+	case errors.Is(err, clone.ErrMismatch):
+		e.Problem = "verification failed"
+		e.Hint = "do not trust the destination's medium; nothing was discarded that had not been read back. " + e.Hint
+	case errors.Is(err, loopdev.ErrSourceChanged), errors.Is(err, loopdev.ErrSourceShrunk):
+		e.Problem = "the source changed"
+		e.Hint = "find out who writes to it; the same command tells how to go on"
+	case errors.Is(err, loopdev.ErrCannotPunch):
+		e.Problem = "the source cannot be freed"
+		e.Hint = "run the same command without --discard-src to copy the rest"
+	default:
+		e.Problem = "stopped by an error"
+	}
+	return e
+}
+
+// failure words an error that no resume is known to mend.
+func (m *migration) failure(err error) error {
+	var ours *Error
+	if errors.As(err, &ours) {
+		return err
+	}
+	return &Error{Outcome: Failed, Object: m.id, Problem: "failed", Err: err, State: m.whereabouts(),
+		Hint: "once the cause is mended: migrate resume " + m.id}
+}
+
+// whereabouts says which end holds what.
+func (m *migration) whereabouts() string {
+	state, err := m.journal.Load()
+	if err != nil {
+		return "nothing was lost; the journal tells which end holds what when it is opened again"
+	}
+	all := m.journal.Superblock().Geometry.Regions()
+	giver, taker := m.roles(state.Direction)
+	return fmt.Sprintf("nothing was lost: %d of %d regions are safe at %s, the rest is whole at %s",
+		state.Hydrated.Count(), all, taker.name, giver.name)
+}
+
+func (m *migration) direction() journal.Direction {
+	state, err := m.journal.Load()
+	if err != nil {
+		return journal.Forward // for wording only
+	}
+	return state.Direction
+}
