@@ -40,6 +40,9 @@ type Config struct {
 	// Verify reads every region back from the destination before its
 	// transaction commits.
 	Verify bool
+	// RepeatDiscards makes TakeCommitted hand out what the journal notes as
+	// discarded, too: a power loss may have undone discards that were noted.
+	RepeatDiscards bool
 	// PeakExtraBytes, if set, is asked at each commit and recorded with it.
 	PeakExtraBytes func() int64
 	// BufferBytes is the most that one read or write moves; a power of two, at
@@ -53,8 +56,10 @@ type Clone struct {
 	Config
 	regions *regions
 	mode    atomic.Uint32
-	commit  sync.Mutex // one commit at a time
-	discard sync.Mutex // one discard at a time, so that marks only grow
+	commit  sync.Mutex   // one commit at a time
+	discard sync.Mutex   // one discard at a time, so that marks only grow
+	record  sync.Mutex   // one write to the journal at a time; taken last
+	marked  journal.TxID // highest mark asked for by this Clone; under discard
 	buffers sync.Pool
 }
 
@@ -74,6 +79,9 @@ func Open(cfg Config) (*Clone, error) {
 	}
 	if err := checkState(state, cfg.Geometry); err != nil {
 		return nil, err
+	}
+	if cfg.RepeatDiscards {
+		state.Discarded = region.NewSet()
 	}
 	c := &Clone{Config: cfg, regions: newRegions(state)}
 	c.buffers.New = func() any { b := alignedBuffer(int(cfg.BufferBytes)); return &b }
@@ -109,6 +117,7 @@ type Status struct {
 	Regions                               uint64
 	Hydrating, Dirty, Hydrated, Discarded uint64
 	DirtyBytes                            int64
+	CopiedBytes                           int64 // by this Clone so far, durable or not
 }
 
 // Status counts.
@@ -125,6 +134,8 @@ func (c *Clone) Status() Status {
 		Hydrated:   r.hydrated.Count(),
 		Discarded:  r.discarded.Count(),
 		DirtyBytes: r.dirty.copiedBytes,
+
+		CopiedBytes: r.copiedBytes,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"decant/clone"
 	"decant/journal"
@@ -269,4 +270,14 @@ func (e *end) sameUnderPath(path string) error {
 		return fmt.Errorf("%s is another object by now", filepath.Clean(path))
 	}
 	return nil
+}
+
+// changedSince says whether somebody has written to the source of a migration since
+// it began; what decant itself does to it leaves no trace in its modification time.
+func (e *end) changedSince(source journal.Identity) (bool, error) {
+	if source.ModifiedNanoseconds == 0 {
+		return false, nil
+	}
+	same, err := e.base.UnchangedSince(time.Unix(0, source.ModifiedNanoseconds))
+	return !same, err
 }

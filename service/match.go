@@ -33,25 +33,24 @@ func (a *attempt) Close() error {
 }
 
 // prepare finds and locks both ends, looks for a migration between them, and
-// refuses what cannot end well.
+// refuses what cannot end well. With an error the ends are closed again.
 func (s *Service) prepare(request Request) (*attempt, error) {
+	a := &attempt{s: s, request: request}
 	if err := request.Options.Check(); err != nil {
-		return nil, err
+		return a, err
 	}
 	if err := s.checkStateDir(s.stateDir); err != nil {
-		return nil, err
+		return a, err
 	}
 	from, err := s.sourceTarget(request.Source)
 	if err != nil {
-		return nil, err
+		return a, err
 	}
-	to, err := s.destinationTarget(request.Destination)
-	if err != nil {
-		return nil, err
+	if a.target, err = s.destinationTarget(request.Destination); err != nil {
+		return a, err
 	}
-	a := &attempt{s: s, request: request, target: to}
 	if err := a.find(from); err != nil {
-		return nil, errors.Join(err, a.Close())
+		return a, errors.Join(err, a.Close())
 	}
 	return a, nil
 }
@@ -111,11 +110,18 @@ func (a *attempt) match() error {
 		if k.err != nil || k.ended() {
 			continue // checkMarks judges a journal that cannot be read
 		}
-		if a.isBetween(k) {
-			a.known = &k
+		if k.state.Phase == journal.Done {
+			refilled, err := a.source.changedSince(k.superblock.Source)
+			if err != nil {
+				return refuse(a.source.name, "it cannot be seen whether it changed", "", err)
+			}
+			if a.isBetween(k) && !refilled {
+				a.known = &k
+			}
 			continue
 		}
-		if k.state.Phase == journal.Done {
+		if a.isBetween(k) {
+			a.known = &k
 			continue
 		}
 		if err := a.collision(k); err != nil {
@@ -222,9 +228,16 @@ func (a *attempt) checkMark(e *end, mark loopdev.Mark) error {
 		return nil
 	case k.state.Phase == journal.Done && (e == a.destination || mark.Role == receivingRole):
 		return nil // emptied, or whole: free to be used anew
-	case mark.Role == givingRole:
+	case k.state.Phase == journal.Done && k.superblock.Source.Key == e.Info().Key:
+		refilled, err := e.changedSince(k.superblock.Source)
+		if err != nil {
+			return refuse(e.name, "it cannot be seen whether it changed", "", err)
+		}
+		if refilled {
+			return nil // somebody has written to it since: these bytes are new
+		}
 		return refuse(e.name, fmt.Sprintf("was emptied by migration %s, its bytes are in %s", mark.ID, k.superblock.Destination.Name),
-			unmarkHint(e, "bring them back with: migrate reverse "+mark.ID), nil)
+			"bring them back with: migrate reverse "+mark.ID, nil)
 	}
 	return refuse(e.name, "belongs to the unfinished migration "+mark.ID, "go on with: migrate resume "+mark.ID, nil)
 }

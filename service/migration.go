@@ -46,11 +46,11 @@ func (m *migration) Close() error {
 }
 
 // Plan finds out what Migrate would do with the request, and changes nothing. An
-// error is why Migrate would refuse.
+// error is why Migrate would refuse; the plan holds what was found out before that.
 func (s *Service) Plan(_ context.Context, request Request) (Plan, error) {
 	a, err := s.prepare(request)
 	if err != nil {
-		return Plan{}, err
+		return a.plan, err
 	}
 	return a.plan, a.Close()
 }

@@ -173,17 +173,14 @@ func (a *attempt) checkUnchanged() error {
 		return refuse(e.name, fmt.Sprintf("has %d bytes, and had %d when migration %s began", have, want, sb.ID),
 			"give it its old size and modification time back if you are sure that nothing else changed", nil)
 	}
-	if sb.Source.ModifiedNanoseconds == 0 {
-		return nil
-	}
-	kept := time.Unix(0, sb.Source.ModifiedNanoseconds)
-	same, err := e.base.UnchangedSince(kept)
+	changed, err := e.changedSince(sb.Source)
 	if err != nil {
 		return refuse(e.name, "it cannot be seen whether it changed", "", err)
 	}
-	if same {
+	if !changed {
 		return nil
 	}
+	kept := time.Unix(0, sb.Source.ModifiedNanoseconds)
 	return refuse(e.name, fmt.Sprintf("was modified since migration %s began (at %s); nothing was changed",
 		sb.ID, e.Info().Modified.Format(time.DateTime)),
 		fmt.Sprintf("if you are sure that no byte of it changed: touch -d @%d.%09d %s; else give the migration up with: migrate reverse %s",

@@ -8,7 +8,6 @@ import (
 
 	"decant/clone"
 	"decant/hydrate"
-	"decant/journal"
 )
 
 const (
@@ -22,7 +21,7 @@ const (
 // reporter counts what a run does and tells the sink. It is the hydrate.Observer.
 type reporter struct {
 	m     *migration
-	sink  Sink
+	mail  *mailbox
 	clone *clone.Clone
 	meter *meter
 	begun time.Time
@@ -90,9 +89,7 @@ func (r *reporter) tell(kind EventKind, change func(*Event)) {
 	if change != nil {
 		change(&e)
 	}
-	if r.sink != nil {
-		r.sink(e)
-	}
+	r.mail.post(e)
 }
 
 func (r *reporter) warn(message string) {
@@ -140,7 +137,7 @@ const (
 )
 
 // Committed implements hydrate.Observer.
-func (r *reporter) Committed(_ journal.TxID, copiedBytes int64) {
+func (r *reporter) Committed(copiedBytes int64) {
 	r.mu.Lock()
 	r.committedBytes += copiedBytes
 	r.mu.Unlock()

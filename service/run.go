@@ -26,10 +26,15 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	if err != nil {
 		return m.failure(err)
 	}
-	r, err := m.wire(state, sink)
+	r, err := m.wire(state)
 	if err != nil {
 		return m.failure(err)
 	}
+	if sink == nil {
+		sink = func(Event) {}
+	}
+	r.mail = newMailbox(sink)
+	defer r.mail.finish()
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -64,10 +69,10 @@ func (m *migration) workPhase() string {
 }
 
 // wire makes the clone of a run, and what measures and reports it.
-func (m *migration) wire(state journal.State, sink Sink) (*reporter, error) {
+func (m *migration) wire(state journal.State) (*reporter, error) {
 	giver, taker := m.roles(state.Direction)
 	sb := m.journal.Superblock()
-	r := &reporter{m: m, sink: sink, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
+	r := &reporter{m: m, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
 	r.meter = &meter{source: m.source, destination: m.destination, taker: taker, startBytes: sb.SourceStartBytes}
 	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	r.meter.peakBytes.Store(state.PeakExtraBytes)
@@ -90,6 +95,7 @@ func (m *migration) wire(state journal.State, sink Sink) (*reporter, error) {
 		Marker:         mark,
 		Verify:         m.record.Verify,
 		PeakExtraBytes: r.meter.peakBytes.Load,
+		RepeatDiscards: m.resumed,
 		BufferBytes:    bufferBytes,
 	})
 	if err != nil {
@@ -211,12 +217,9 @@ func (m *migration) noteBad(err error) error {
 
 // stillUnchanged refuses to call a migration done whose source was written to.
 func (m *migration) stillUnchanged() error {
-	sb, e := m.journal.Superblock(), m.source
-	if sb.Source.ModifiedNanoseconds == 0 {
-		return nil
-	}
-	same, err := e.base.UnchangedSince(time.Unix(0, sb.Source.ModifiedNanoseconds))
-	if err == nil && same {
+	e := m.source
+	changed, err := e.changedSince(m.journal.Superblock().Source)
+	if err == nil && !changed {
 		return nil
 	}
 	return &Error{Outcome: Stopped, Object: e.name, Problem: "was modified while it was copied", Err: err,

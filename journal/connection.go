@@ -1,0 +1,102 @@
+package journal
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+
+	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+)
+
+// background is the context of every statement. None can be cancelled: a change
+// that is interrupted half way has no known outcome.
+var background = context.Background()
+
+// querier is what can be read from: the connection, or a transaction on it.
+type querier interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}
+
+// connection is the one connection of a journal. The settings that make a commit
+// durable belong to it, so it is never given back to a pool that could open
+// another.
+type connection struct {
+	*sql.Conn
+	db *sql.DB
+}
+
+type access struct {
+	mode   string // of SQLite's URI
+	txlock string // how BEGIN locks
+}
+
+var (
+	creating = access{mode: "rwc", txlock: "immediate"}
+	writing  = access{mode: "rw", txlock: "immediate"}
+	reading  = access{mode: "ro", txlock: "deferred"}
+)
+
+// connect opens the file and gives the connection its settings. It does not set
+// the journal mode: that would change the file before anything is known of it.
+func connect(path string, a access) (connection, error) {
+	name := url.URL{Path: path}
+	dsn := "file:" + name.EscapedPath() + "?mode=" + a.mode + "&_txlock=" + a.txlock + "&_synchronous=EXTRA&_busy_timeout=5000"
+	db, err := sql.Open("sqlite3", dsn)
+	if err != nil {
+		return connection{}, err
+	}
+	db.SetMaxOpenConns(1)
+	conn, err := db.Conn(background)
+	if err != nil {
+		return connection{}, errors.Join(err, db.Close())
+	}
+	c := connection{Conn: conn, db: db}
+	for _, setting := range []string{
+		"wal_autocheckpoint = 1000",
+		"journal_size_limit = 8388608",
+		"mmap_size = 0",
+		"trusted_schema = OFF",
+		"cell_size_check = ON",
+	} {
+		if _, err := c.ExecContext(background, "PRAGMA "+setting); err != nil {
+			return connection{}, errors.Join(fmt.Errorf("set %s: %w", setting, err), c.close())
+		}
+	}
+	return c, nil
+}
+
+func (c connection) close() error {
+	return errors.Join(c.Conn.Close(), c.db.Close())
+}
+
+// requireDurable makes write-ahead logging sure and reads back what decides
+// whether a commit survives a power loss.
+func (c connection) requireDurable() error {
+	var mode string
+	if err := c.QueryRowContext(background, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return fmt.Errorf("set journal_mode: %w", err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("journal_mode is %s where wal is needed", mode)
+	}
+	for _, need := range []struct {
+		pragma   string
+		min, max int64
+	}{
+		{"synchronous", 2, 3},
+		{"mmap_size", 0, 0},
+		{"wal_autocheckpoint", 1, 1000},
+	} {
+		var got int64
+		if err := c.QueryRowContext(background, "PRAGMA "+need.pragma).Scan(&got); err != nil {
+			return fmt.Errorf("read %s back: %w", need.pragma, err)
+		}
+		if got < need.min || got > need.max {
+			return fmt.Errorf("%s is %d where %d to %d is needed", need.pragma, got, need.min, need.max)
+		}
+	}
+	return nil
+}
