@@ -30,7 +30,7 @@ func (c *Clone) Commit() error {
 	if sealed.regions.Count() == 0 {
 		return nil
 	}
-	tx, err := c.Journal.Commit(c.record(sealed))
+	tx, err := c.journalCommit(sealed)
 	if err != nil {
 		return c.abort("commit the metadata transaction", err)
 	}
@@ -38,8 +38,15 @@ func (c *Clone) Commit() error {
 	return nil
 }
 
-// record is a sealed transaction as the journal wants it.
-func (c *Clone) record(sealed *transaction) journal.Transaction {
+func (c *Clone) journalCommit(sealed *transaction) (journal.TxID, error) {
+	t := c.asTransaction(sealed)
+	c.record.Lock()
+	defer c.record.Unlock()
+	return c.Journal.Commit(t)
+}
+
+// asTransaction is a sealed transaction as the journal wants it.
+func (c *Clone) asTransaction(sealed *transaction) journal.Transaction {
 	sums := make([]journal.Checksum, 0, len(sealed.checksums))
 	for nr, sum := range sealed.checksums {
 		sums = append(sums, journal.Checksum{Nr: nr, Sum: sum})

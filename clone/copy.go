@@ -31,7 +31,7 @@ type Work struct {
 // Next is the first work inside within, at most batchRegions long if it has to be
 // copied. It is false when every region of within is taken care of.
 func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, error) {
-	run, ok := c.regions.missing(within)
+	run, ok := c.regions.missing(within.Intersect(c.Geometry.All()))
 	if !ok {
 		return Work{}, false, nil
 	}
@@ -59,6 +59,7 @@ func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, erro
 // Dirty: it counts only after Commit. If a copy fails, the regions of that run are
 // Unhydrated again.
 func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copiedBytes int64, err error) {
+	within = within.Intersect(c.Geometry.All())
 	for {
 		if err := c.writable(); err != nil {
 			return copiedBytes, err
@@ -84,6 +85,7 @@ func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copiedBytes i
 // HydrateHole makes regions Dirty that the source holds nothing for: it sees to it
 // that the destination reads zeros there (I10).
 func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
+	within = within.Intersect(c.Geometry.All())
 	for {
 		if err := c.writable(); err != nil {
 			return err

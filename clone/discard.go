@@ -64,6 +64,8 @@ func (c *Clone) DiscardSource(ctx context.Context, done Committed) error {
 	if len(freed) == 0 {
 		return err
 	}
+	c.record.Lock()
+	defer c.record.Unlock()
 	if noteErr := c.Journal.MarkDiscarded(freed); noteErr != nil {
 		return errors.Join(err, fmt.Errorf("note discards: %w", noteErr))
 	}
@@ -78,12 +80,16 @@ func (c *Clone) discardRegions(ctx context.Context, done Committed) (freed []reg
 	if c.Marker == nil {
 		return nil, ErrNoMarker
 	}
-	if err := c.Marker.Mark(done.tx); err != nil {
+	c.marked = max(c.marked, done.tx) // batches may come in any order
+	if err := c.Marker.Mark(c.marked); err != nil {
 		return nil, fmt.Errorf("mark the source: %w", err)
 	}
 	for run := range done.regions.Ranges() {
 		if err := c.regions.drainReaders(ctx, run); err != nil {
 			return freed, fmt.Errorf("wait for reads of the source: %w", err)
+		}
+		if err := c.writable(); err != nil {
+			return freed, err // a commit has failed meanwhile
 		}
 		off, n := c.Geometry.Bytes(run)
 		if err := c.Source.Discard(off, n); err != nil {

@@ -4,11 +4,11 @@
 //
 // # States
 //
-//	              Hydrate            copied             Commit          DiscardSource
-//	 Unhydrated ──────────► Hydrating ──────► Dirty ───────────► Hydrated ───────────► Discarded
-//	     ▲                     │                │                (durable)             (noted late)
-//	     ├──── copy failed ────┘                │
-//	     └──── flush or commit failed ──────────┘
+//	             Hydrate            copied             Commit          DiscardSource
+//	Unhydrated ──────────► Hydrating ──────► Dirty ───────────► Hydrated ───────────► Discarded
+//	    ▲                     │                │                (durable)             (noted late)
+//	    ├──── copy failed ────┘                │
+//	    └──── flush or commit failed ──────────┘
 //
 // A crash makes Hydrating and Dirty regions Unhydrated. Hydrated stays. Discarded
 // may fall back to Hydrated, and is then discarded once more.

@@ -28,6 +28,7 @@ type regions struct {
 	closed         bool              // no region becomes Dirty any more
 	tx             journal.TxID      // last committed transaction
 	committedBytes int64             // copied by transactions committed since Open and not yet handed out
+	copiedBytes    int64             // since Open, whatever became of it
 	readers        map[region.Nr]int // reads of the source in flight
 }
 
@@ -104,6 +105,7 @@ func (r *regions) soil(run region.Range, sums []journal.Checksum, copiedBytes in
 		r.dirty.checksums[s.Nr] = s.Sum
 	}
 	r.dirty.copiedBytes += copiedBytes
+	r.copiedBytes += copiedBytes
 	return true
 }
 
@@ -199,10 +201,10 @@ func (r *regions) endRead(part region.Range) {
 	r.changed.Broadcast()
 }
 
-// owned says whether the destination has the bytes of nr. The caller holds mu.
-func (r *regions) owned(nr region.Nr) bool {
-	return r.claimed.Has(nr) && !r.hydrating.Has(nr)
-}
+// owned says whether the destination has the bytes of nr. A Dirty region still
+// belongs to the source: until a flush has succeeded the destination may drop what
+// it was sent, and reads must not see that. The caller holds mu.
+func (r *regions) owned(nr region.Nr) bool { return r.hydrated.Has(nr) }
 
 // drainReaders waits until no read of the source is in flight in run (I3). New
 // ones cannot begin: the regions are Hydrated.

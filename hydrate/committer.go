@@ -83,7 +83,7 @@ func (m *committer) commit() error {
 		return err
 	}
 	if m.o.Observer != nil {
-		m.o.Observer.Committed(m.c.Status().Tx, before.DirtyBytes)
+		m.o.Observer.Committed(before.DirtyBytes)
 	}
 	return nil
 }

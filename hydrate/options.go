@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"decant/clone"
-	"decant/journal"
 	"decant/region"
 )
 
@@ -39,7 +38,7 @@ type Space interface {
 // Observer is told what happens. Its methods are called by the goroutines of the
 // run and must return soon.
 type Observer interface {
-	Committed(tx journal.TxID, copiedBytes int64)
+	Committed(copiedBytes int64)
 	Discarded(clone.Committed)
 	Waiting(reason string) // for space; an empty reason ends it
 	Bad(BadRegion)

@@ -127,9 +127,10 @@ func (g Geometry) Covered(off, n int64) Range {
 	if n <= 0 {
 		return Range{First: Nr(off >> g.shift)}
 	}
-	first := (off + g.RegionBytes() - 1) >> g.shift
+	n = min(n, g.deviceBytes-off) // what lies behind the device covers nothing
+	first := (off-1)>>g.shift + 1
 	end := (off + n) >> g.shift
-	if off+n >= g.deviceBytes {
+	if off+n == g.deviceBytes {
 		end = int64(g.Regions())
 	}
 	return Between(Nr(first), Nr(end))

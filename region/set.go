@@ -16,6 +16,7 @@ const ChunkRegions = 1 << 14
 const (
 	chunkWords = ChunkRegions / 64
 	chunkBytes = ChunkRegions / 8
+	maxChunk   = MaxRegions/ChunkRegions - 1
 )
 
 // A chunk with all its regions is the shared fullChunk, so that the long runs of
@@ -215,7 +216,10 @@ func (s *Set) Ranges() iter.Seq[Range] {
 		for key := range s.Chunks() {
 			limit := Nr(key+1) * ChunkRegions
 			for at := s.nextPresent(Nr(key)*ChunkRegions, limit); at < limit; {
-				end := min(limit, s.NextMissing(at))
+				end := limit
+				if s.chunks[key] != fullChunk { // whose end is known; NextMissing would look at all that follow
+					end = min(limit, s.NextMissing(at))
+				}
 				if !run.Empty() && run.End() == at {
 					run.Count += uint64(end - at)
 				} else {
@@ -263,6 +267,9 @@ func (s *Set) EncodeChunk(key uint64) []byte {
 
 // AddChunk adds the regions of what EncodeChunk made of chunk key.
 func (s *Set) AddChunk(key uint64, encoded []byte) error {
+	if key > maxChunk {
+		return fmt.Errorf("region chunk %d: the last possible one is %d", key, uint64(maxChunk))
+	}
 	if len(encoded) == 1 && encoded[0] == 0xff {
 		s.put(key, fullChunk)
 		return nil

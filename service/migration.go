@@ -97,7 +97,7 @@ func (a *attempt) begin() (_ *migration, err error) {
 	if err := a.s.makeStateDir(); err != nil {
 		return m, err
 	}
-	if m.lock, err = journal.Lock(a.s.lockPath(m.id)); err != nil {
+	if m.lock, err = a.s.lock(m.id); err != nil {
 		return m, refuse(m.id, "the journal cannot be locked", "", err)
 	}
 	if err := m.readyDestination(a); err != nil {
@@ -221,13 +221,26 @@ func (m *migration) saveRecord() error {
 }
 
 func (m *migration) openJournal() (err error) {
-	if m.lock, err = journal.Lock(m.s.lockPath(m.id)); err != nil {
+	if m.lock, err = m.s.lock(m.id); err != nil {
 		return refuse(m.id, "another process works on it", "wait for it, or stop it with: migrate pause "+m.id, err)
 	}
 	if m.journal, err = journal.Open(m.s.journalPath(m.id)); err != nil {
 		return refuse(m.id, "its journal cannot be used; nothing was changed", "repair or restore it; never start over", err)
 	}
 	return nil
+}
+
+// lock takes the lock of a migration. A process that was killed may keep it for a
+// moment longer than its ends.
+func (s *Service) lock(id string) (*journal.LockFile, error) {
+	const attempts, pause = 20, 50 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		lock, err := journal.Lock(s.lockPath(id))
+		if !errors.Is(err, journal.ErrLocked) || attempt == attempts {
+			return lock, err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // Resume goes on with a migration by its id, in its direction and with the options

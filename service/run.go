@@ -149,6 +149,12 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 	if err := m.hydrate(ctx, r, discard); err != nil {
 		return err
 	}
+	if discard {
+		// So that no power loss undoes a discard when nobody is left to repeat it.
+		if err := giver.Flush(); err != nil {
+			return m.failure(fmt.Errorf("flush what was discarded: %w", err))
+		}
+	}
 	if err := r.clone.Check(); err != nil {
 		return &Error{Outcome: Failed, Object: m.id, Problem: "the end of the run does not add up", Err: err,
 			State: "nothing was lost: " + m.whereabouts(), Hint: "keep both ends and the journal, and report this"}

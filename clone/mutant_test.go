@@ -1,0 +1,149 @@
+package clone_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// byMachine are the tests that know nothing of the protocol but its rules.
+const byMachine = "^(TestCrashAtEveryStep|TestCrashUnderConcurrentWorkers|TestEveryCallFails)$"
+
+// mutant is one bug planted in the protocol, and the tests that must find it.
+type mutant struct{ name, file, old, new, by string }
+
+var mutants = []mutant{
+	{"none", "commit.go", "package clone", "package clone", ""},
+	{"I1: sealed after the flush", "commit.go",
+		"	sealed := c.regions.seal()\n	if err := c.Destination.Flush(); err != nil {\n		return c.abort(\"flush the destination\", err)\n	}\n",
+		"	if err := c.Destination.Flush(); err != nil {\n		return c.abort(\"flush the destination\", err)\n	}\n	sealed := c.regions.seal()\n",
+		byMachine},
+	{"I1: no flush", "commit.go", "err := c.Destination.Flush();", "err := error(nil);", byMachine},
+	{"I1: journal before flush", "commit.go", "	if err := c.Destination.Flush(); err != nil {",
+		"	if sealed.regions.Count() > 0 {\n		if _, err := c.journalCommit(sealed); err != nil {\n			return c.abort(\"early\", err)\n		}\n	}\n	if err := c.Destination.Flush(); err != nil {",
+		byMachine},
+	{"I2: published before the journal", "commit.go", "	tx, err := c.journalCommit(sealed)",
+		"	c.regions.publish(c.regions.tx)\n	tx, err := c.journalCommit(sealed)", byMachine},
+	{"I2: dirty regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.dirty.regions)\n	done := Committed{", byMachine},
+	{"I2: sealed regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.sealed.regions)\n	done := Committed{", byMachine},
+	{"I3: no waiting for readers", "regions.go", "for r.beingRead(run) {", "for false {", byMachine},
+	{"I3: only the first region of a read counts", "regions.go", "		if run.Has(nr) {", "		if run.First == nr {", byMachine},
+	{"I5: dirty regions are copied again", "regions.go", "	run, ok := r.claimed.MissingRange(within)\n	if ok {",
+		"	free := r.claimed.Clone()\n	free.Subtract(r.dirty.regions)\n	run, ok := free.MissingRange(within)\n	if ok {", byMachine},
+	{"I7: read-write after a failed commit", "clone.go", "	c.mode.Store(uint32(ReadOnly))\n", "", byMachine},
+	{"I7: nothing is forgotten after a failed commit", "clone.go", "	c.regions.forget()\n", "", byMachine},
+	{"I7: copies end dirty after a failed commit", "regions.go", "	if r.closed {", "	if false {", "^TestHydrateDuringFailingCommit$"},
+	{"I10: zeros are always skipped", "copy.go", "	case zero && known:", "	case zero || known:", byMachine},
+	{"I10: holes are always skipped", "copy.go", "	if err != nil || known {", "	if err != nil || known || true {", byMachine},
+	{"I11: no mark", "discard.go", "err := c.Marker.Mark(c.marked);", "err := error(nil);", byMachine},
+	{"I11: mark after the discard", "discard.go", "	if err := c.Marker.Mark(c.marked); err != nil {",
+		"	defer func() { _ = c.Marker.Mark(c.marked) }()\n	if err := error(nil); err != nil {", byMachine},
+	{"I11: the mark may go down", "discard.go", "c.marked = max(c.marked, done.tx)", "c.marked = done.tx", "^TestMarkNeverGoesDown$"},
+	{"I13: discards go on after a failed commit", "discard.go",
+		"		if err := c.writable(); err != nil {\n			return freed, err // a commit has failed meanwhile\n		}\n", "", "^TestDiscardEndsWhenCommitFails$"},
+	{"dirty regions are read from the destination", "regions.go", "{ return r.hydrated.Has(nr) }",
+		"{ return r.claimed.Has(nr) && !r.hydrating.Has(nr) }", "^TestFault47ReadDuringFailingFlush$"},
+	{"two writers in the journal", "discard.go", "	c.record.Lock()\n	defer c.record.Unlock()\n", "", byMachine},
+	{"one owner for a whole read", "regions.go", "for part.End() < run.End() && r.owned(part.End()) != fromSource {",
+		"for part.End() < run.End() {", byMachine},
+	{"regions partly hole count as holes", "copy.go", "hole := c.Geometry.Covered(", "hole := c.Geometry.Touched(", byMachine},
+	{"work ends before the region does", "copy.go", "c.Geometry.Touched(off, end-off).End()", "c.Geometry.Covered(off, end-off).End()", byMachine},
+	{"a wrong read-back is ignored", "copy.go", "	if !bytes.Equal(p, back) {", "	if false {", "^TestFault49VerifyFindsWrongBytes$"},
+	{"checksums run on", "copy.go", "		s.hash.Reset()\n", "", byMachine},
+	{"no checksum for the short last region", "copy.go", "		if off < regionOff+regionBytes {",
+		"		if off%s.geometry.RegionBytes() != 0 {", byMachine},
+	{"a short count is success", "errors.go", "	if n == len(p) && (err == nil || err == io.EOF) {", "	if err == nil || err == io.EOF {", byMachine},
+	{"noted before it is discarded", "discard.go", "		if err := c.Source.Discard(off, n); err != nil {",
+		"		freed = append(freed, run)\n		if err := c.Source.Discard(off, n); err != nil {", byMachine},
+	{"a failed copy keeps its regions", "copy.go", "			c.regions.release(run)\n			return copiedBytes, err\n", "			return copiedBytes, err\n", byMachine},
+	{"nothing is handed out again after a failed discard", "discard.go", "		c.regions.giveBack(done)\n", "", byMachine},
+}
+
+// Every bug that is planted in the protocol is found, by tests that find nothing in
+// the protocol as it is.
+func TestPlantedBugs(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Fatalf("this test builds variants of the package: %v", err)
+	}
+	for _, mu := range mutants {
+		t.Run(mu.name, func(t *testing.T) {
+			t.Parallel()
+			found, out := runMutant(t, mu)
+			switch {
+			case mu.by == "" && found != "":
+				t.Fatalf("without a planted bug, %s failed:\n%s", found, out)
+			case mu.by != "" && found == "":
+				t.Fatalf("not found:\n%s", out)
+			}
+			t.Logf("found by %q: %q", found, firstMessage.FindString(out))
+		})
+	}
+}
+
+// firstMessage is what the first failure says.
+var firstMessage = regexp.MustCompile(`\w+_test\.go:\d+: .*`)
+
+var failedTest = regexp.MustCompile(`(?m)^--- FAIL: (\w+)|^panic: (.*)$`)
+
+// runMutant builds the package with the bug and runs the tests; it says which
+// failed, and what they wrote.
+func runMutant(t *testing.T, mu mutant) (found, output string) {
+	binary := build(t, mu)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	run := mu.by
+	if run == "" {
+		run = "."
+	}
+	cmd := exec.CommandContext(ctx, binary, "-test.run", run, "-test.skip", "^TestPlantedBugs$", "-test.short", "-test.failfast",
+		"-test.timeout=20s", "-rapid.seed=1", "-rapid.nofailfile", "-rapid.shrinktime=1ns")
+	out, err := cmd.CombinedOutput()
+	match := failedTest.FindStringSubmatch(string(out))
+	if err != nil && match == nil {
+		t.Fatalf("the tests ended with %v and no failure:\n%s", err, out)
+	}
+	if err == nil {
+		return "", string(out)
+	}
+	return match[1] + match[2], string(out)
+}
+
+// build compiles the tests against the package with the bug.
+func build(t *testing.T, mu mutant) string {
+	t.Helper()
+	dir := t.TempDir()
+	original, err := filepath.Abs(mu.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(code), mu.old); n != 1 {
+		t.Fatalf("%s has the text to replace %d times, want 1: bring the table in step with the code", mu.file, n)
+	}
+	changed, overlay := filepath.Join(dir, mu.file), filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(code), mu.old, mu.new, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := json.Marshal(map[string]map[string]string{"Replace": {original: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(overlay, list, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "clone.test")
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+overlay, "-o", binary, ".")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("does not compile: %v\n%s", err, out)
+	}
+	return binary
+}
