@@ -28,9 +28,9 @@ func checkable(t *testing.T) *Clone {
 	state := journal.State{
 		Tx: 3, Hydrated: region.NewSet(region.Range{Count: 3}), Discarded: region.NewSet(region.Range{Count: 2}),
 	}
-	c := &Clone{Config: Config{Geometry: g, Journal: fixedJournal{state: state}}, regions: newRegions(state)}
+	c := &Clone{Config: Config{Geometry: g, Journal: fixedJournal{state: state}}, regions: newRegions(state, region.NewSet())}
 	for nr := range region.Nr(2) {
-		if _, ok := c.regions.claim(region.Range{First: 3 + nr, Count: 1}); !ok {
+		if _, _, ok := c.regions.claim(region.Range{First: 3 + nr, Count: 1}); !ok {
 			t.Fatal("nothing to claim")
 		}
 	}

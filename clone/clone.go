@@ -61,6 +61,8 @@ type Clone struct {
 	record  sync.Mutex   // one write to the journal at a time; taken last
 	marked  journal.TxID // highest mark asked for by this Clone; under discard
 	buffers sync.Pool
+
+	extent sourceExtent
 }
 
 // Open makes a clone of what the journal knows. It is also the recovery: whatever
@@ -83,9 +85,31 @@ func Open(cfg Config) (*Clone, error) {
 	if cfg.RepeatDiscards {
 		state.Discarded = region.NewSet()
 	}
-	c := &Clone{Config: cfg, regions: newRegions(state)}
+	clean, err := cleanRegions(cfg)
+	if err != nil {
+		return nil, err
+	}
+	c := &Clone{Config: cfg, regions: newRegions(state, clean)}
 	c.buffers.New = func() any { b := alignedBuffer(int(cfg.BufferBytes)); return &b }
 	return c, nil
+}
+
+// cleanRegions are the regions that lie in holes of the destination.
+func cleanRegions(cfg Config) (*region.Set, error) {
+	clean := region.NewSet()
+	d, ok := cfg.Destination.(Sparse)
+	if !ok {
+		return clean, nil
+	}
+	for off, end := int64(0), cfg.Geometry.DeviceBytes(); off < end; {
+		start, next, err := d.NextData(off)
+		if err != nil {
+			return nil, &IOError{Side: DestinationSide, Op: "look for data", Off: off, N: end - off, Err: err}
+		}
+		clean.Add(cfg.Geometry.Covered(off, min(start, end)-off))
+		off = max(next, off+1)
+	}
+	return clean, nil
 }
 
 // Bytes is the size of the device.

@@ -3,6 +3,7 @@ package clone
 import (
 	"bytes"
 	"context"
+	"sync"
 	"unsafe"
 
 	"github.com/zeebo/xxh3"
@@ -35,13 +36,8 @@ func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, erro
 	if !ok {
 		return Work{}, false, nil
 	}
-	source, ok := c.Source.(Sparse)
-	if !ok {
-		run.Count = min(run.Count, batchRegions)
-		return Work{Range: run}, true, nil
-	}
 	off, n := c.Geometry.Bytes(run)
-	start, end, err := source.NextData(off)
+	start, end, err := c.nextData(off)
 	if err != nil {
 		return Work{}, false, &IOError{Side: SourceSide, Op: "look for data", Off: off, N: n, Err: err}
 	}
@@ -54,6 +50,42 @@ func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, erro
 	return Work{Range: run}, true, nil
 }
 
+// sourceExtent is the last answer of the source to where its data lies. Data that is
+// not hydrated stays where it is, so the answer holds for all of the extent.
+type sourceExtent struct {
+	mu         sync.Mutex
+	start, end int64
+}
+
+// nextData asks the source where its data lies, once for each extent. A source that
+// cannot tell is all data.
+func (c *Clone) nextData(off int64) (start, end int64, err error) {
+	source, ok := c.Source.(Sparse)
+	if !ok {
+		return off, c.Bytes(), nil
+	}
+	if start, end = c.extent.last(); start <= off && off < end {
+		return off, end, nil
+	}
+	if start, end, err = source.NextData(off); err != nil {
+		return 0, 0, err
+	}
+	c.extent.keep(start, end)
+	return start, end, nil
+}
+
+func (x *sourceExtent) last() (start, end int64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.start, x.end
+}
+
+func (x *sourceExtent) keep(start, end int64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.start, x.end = start, end
+}
+
 // Hydrate copies the regions of within that are Unhydrated and returns how many
 // bytes it copied. The context is looked at between buffers. What it copied is
 // Dirty: it counts only after Commit. If a copy fails, the regions of that run are
@@ -64,11 +96,11 @@ func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copiedBytes i
 		if err := c.writable(); err != nil {
 			return copiedBytes, err
 		}
-		run, ok := c.regions.claim(within)
+		run, clean, ok := c.regions.claim(within)
 		if !ok {
 			return copiedBytes, nil
 		}
-		sums, err := c.copyRun(ctx, run)
+		sums, err := c.copyRun(ctx, run, clean)
 		if err != nil {
 			c.regions.release(run)
 			return copiedBytes, err
@@ -90,14 +122,15 @@ func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
 		if err := c.writable(); err != nil {
 			return err
 		}
-		run, ok := c.regions.claim(within)
+		run, clean, ok := c.regions.claim(within)
 		if !ok {
 			return nil
 		}
-		off, n := c.Geometry.Bytes(run)
-		if err := c.zero(ctx, off, n); err != nil {
-			c.regions.release(run)
-			return err
+		if !clean {
+			if err := c.zero(ctx, run); err != nil {
+				c.regions.release(run)
+				return err
+			}
 		}
 		if !c.regions.soil(run, nil, 0) {
 			return ErrReadOnly
@@ -107,7 +140,7 @@ func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
 }
 
 // copyRun copies one claimed run, buffer by buffer, and sums up its regions.
-func (c *Clone) copyRun(ctx context.Context, run region.Range) ([]journal.Checksum, error) {
+func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool) ([]journal.Checksum, error) {
 	buffer := c.buffers.Get().(*[]byte)
 	defer c.buffers.Put(buffer)
 	off, n := c.Geometry.Bytes(run)
@@ -121,7 +154,7 @@ func (c *Clone) copyRun(ctx context.Context, run region.Range) ([]journal.Checks
 		if err := ioError(SourceSide, "read", off, p, got, err); err != nil {
 			return nil, err
 		}
-		if err := c.put(p, off); err != nil {
+		if err := c.put(p, off, clean); err != nil {
 			return nil, err
 		}
 		summer.add(p, off)
@@ -132,18 +165,14 @@ func (c *Clone) copyRun(ctx context.Context, run region.Range) ([]journal.Checks
 
 // put makes the destination hold p at off. Runs of zeros are skipped where it is
 // known to read zeros, and zeroed where that is worth it (I10).
-func (c *Clone) put(p []byte, off int64) error {
-	known, err := c.readsZero(off, int64(len(p)))
-	if err != nil {
-		return err
-	}
+func (c *Clone) put(p []byte, off int64, clean bool) error {
 	shortest := zeroRunBytes
-	if known {
+	if clean {
 		shortest = granuleBytes
 	}
 	for at := 0; at < len(p); {
 		end, zero := nextRun(p, at, shortest)
-		if err := c.putRun(p[at:end], off+int64(at), zero, known); err != nil {
+		if err := c.putRun(p[at:end], off+int64(at), zero, clean); err != nil {
 			return err
 		}
 		at = end
@@ -154,9 +183,9 @@ func (c *Clone) put(p []byte, off int64) error {
 	return nil
 }
 
-func (c *Clone) putRun(p []byte, off int64, zero, known bool) error {
+func (c *Clone) putRun(p []byte, off int64, zero, clean bool) error {
 	switch {
-	case zero && known:
+	case zero && clean:
 		return nil
 	case zero:
 		if err := c.Destination.Zero(off, int64(len(p))); err != nil {
@@ -168,34 +197,25 @@ func (c *Clone) putRun(p []byte, off int64, zero, known bool) error {
 	return ioError(DestinationSide, "write", off, p, n, err)
 }
 
-// zero makes the range read as zeros, without a write where it does already.
-func (c *Clone) zero(ctx context.Context, off, n int64) error {
-	known, err := c.readsZero(off, n)
-	if err != nil || known {
-		return err
-	}
+// zero makes a claimed run read as zeros.
+func (c *Clone) zero(ctx context.Context, run region.Range) error {
+	off, n := c.Geometry.Bytes(run)
 	if err := c.Destination.Zero(off, n); err != nil {
 		return &IOError{Side: DestinationSide, Op: "zero", Off: off, N: n, Err: err}
 	}
 	if !c.Verify {
 		return nil
 	}
-	if known, err = c.readsZero(off, n); err != nil || known {
-		return err
+	if d, ok := c.Destination.(Sparse); ok {
+		start, _, err := d.NextData(off)
+		if err != nil {
+			return &IOError{Side: DestinationSide, Op: "look for data", Off: off, N: n, Err: err}
+		}
+		if start >= off+n {
+			return nil
+		}
 	}
 	return c.verifyZero(ctx, off, n)
-}
-
-func (c *Clone) readsZero(off, n int64) (bool, error) {
-	d, ok := c.Destination.(KnownZero)
-	if !ok {
-		return false, nil
-	}
-	known, err := d.ReadsZero(off, n)
-	if err != nil {
-		return false, &IOError{Side: DestinationSide, Op: "look for data", Off: off, N: n, Err: err}
-	}
-	return known, nil
 }
 
 // verify reads p back from the destination's medium.

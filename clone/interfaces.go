@@ -21,7 +21,8 @@ type Source interface {
 	Discard(off, n int64) error
 }
 
-// Sparse is a Source that knows where it holds no data.
+// Sparse is a Source or Destination that knows where it holds no data. What a
+// destination tells is asked for once, when the clone is opened (I10).
 type Sparse interface {
 	// NextData is the first range with data in [off, Bytes()). Without any,
 	// both are Bytes(). What lies outside reads as zeros.
@@ -46,13 +47,6 @@ type Destination interface {
 	// began survives a power loss. After an error nothing is known of what was
 	// written since the last good Flush, and Flush is never retried.
 	Flush() error
-}
-
-// KnownZero is a Destination that can tell where it reads zeros without reading
-// (I10).
-type KnownZero interface {
-	// ReadsZero is true only if every byte of the range is known to be zero.
-	ReadsZero(off, n int64) (bool, error)
 }
 
 // Journal is the record of the migration. Only one process has it open for

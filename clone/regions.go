@@ -21,6 +21,10 @@ type regions struct {
 	ready     *region.Set // of the hydrated, those whose discard nobody has taken on
 	discarded *region.Set // of the hydrated, those whose discard is noted
 
+	// clean are the regions of which the destination is known to read zeros
+	// because nothing was ever sent to them (I10).
+	clean *region.Set
+
 	// claimed is the union of hydrating, dirty, sealed and hydrated: what no
 	// copy may touch (I5). It is kept so that looking for work stays cheap.
 	claimed *region.Set
@@ -43,7 +47,7 @@ func newTransaction() *transaction {
 	return &transaction{regions: region.NewSet(), checksums: map[region.Nr]uint64{}}
 }
 
-func newRegions(s journal.State) *regions {
+func newRegions(s journal.State, clean *region.Set) *regions {
 	r := &regions{
 		hydrating: region.NewSet(),
 		dirty:     newTransaction(),
@@ -51,6 +55,7 @@ func newRegions(s journal.State) *regions {
 		hydrated:  s.Hydrated.Clone(),
 		ready:     s.Hydrated.Clone(),
 		discarded: s.Discarded.Clone(),
+		clean:     clean,
 		claimed:   s.Hydrated.Clone(),
 		tx:        s.Tx,
 		readers:   map[region.Nr]int{},
@@ -68,16 +73,26 @@ func (r *regions) missing(within region.Range) (region.Range, bool) {
 }
 
 // claim moves the first run of Unhydrated regions in within to Hydrating (I5:
-// nobody else copies into them, and none is Dirty or Hydrated).
-func (r *regions) claim(within region.Range) (region.Range, bool) {
+// nobody else copies into them, and none is Dirty or Hydrated). It says whether the
+// destination is known to read zeros there; all of the run has the same answer, and
+// it is the last time that the answer can be yes.
+func (r *regions) claim(within region.Range) (run region.Range, clean, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	run, ok := r.claimed.MissingRange(within)
-	if ok {
-		r.hydrating.Add(run)
-		r.claimed.Add(run)
+	if run, ok = r.claimed.MissingRange(within); !ok {
+		return run, false, false
 	}
-	return run, ok
+	if soiled, some := r.clean.MissingRange(run); !some {
+		clean = true
+	} else if clean = soiled.First > run.First; clean {
+		run = region.Between(run.First, soiled.First)
+	} else {
+		run = soiled
+	}
+	r.clean.Remove(run)
+	r.hydrating.Add(run)
+	r.claimed.Add(run)
+	return run, clean, true
 }
 
 // release moves Hydrating regions back to Unhydrated: the copy failed.

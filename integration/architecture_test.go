@@ -32,6 +32,8 @@ var mayImport = map[string][]string{
 	"service":         {"region", "journal", "clone", "hydrate", "loopdev", "thin", "units"},
 	"cmd/migrate":     {"service", "units"},
 	"cmd/thinctl":     {"thin", "units"},
+	"bench":           {},
+	"bench":           {},
 	"integration":     {"region", "journal", "clone", "clone/clonetest", "hydrate", "loopdev", "thin", "service", "units"},
 }
 

@@ -20,12 +20,12 @@ type device interface {
 	clone.Source
 	clone.Sparse
 	clone.Destination
-	clone.KnownZero
 	AllocatedBytes() (int64, error)
 	SharedBytes() (int64, error)
 	FreeBytes() (int64, error)
 	SyncFS() error
 	HoldsData() (bool, error)
+	ReadsZero(off, n int64) (bool, error)
 	Info() loopdev.Info
 	WriteMark(loopdev.Mark) error
 	ReadMark() (loopdev.Mark, bool, error)

@@ -25,7 +25,7 @@ var (
 	_ clone.Marker      = source{}
 	_ clone.Sparse      = sparseSource{}
 	_ clone.Destination = destination{}
-	_ clone.KnownZero   = zeroDestination{}
+	_ clone.Sparse      = zeroDestination{}
 )
 
 // Bytes is the size of the source.
@@ -247,20 +247,23 @@ func (d destination) Flush() error {
 	return d.step(func() { d.dst.flush(covered) })
 }
 
-// ReadsZero knows it of granules that were never written or that were unmapped.
-func (d zeroDestination) ReadsZero(off, n int64) (known bool, err error) {
-	fault, err := d.call(DestinationReadsZero)
+// NextData reports granules that were never written, or that were unmapped, as holes.
+func (d zeroDestination) NextData(off int64) (start, end int64, err error) {
+	fault, err := d.call(DestinationNextData)
 	if err != nil {
-		return false, err
+		return 0, 0, err
 	}
 	if fault != nil {
-		return false, fault.errno()
+		return 0, 0, fault.errno()
 	}
 	err = d.look(func() {
-		known = true
-		for at := off; at < off+n; at = (at/granuleBytes + 1) * granuleBytes {
-			known = known && !d.dst.mapped[at/granuleBytes]
+		size := d.Bytes()
+		for start = off; start < size && !d.dst.mapped[start/granuleBytes]; {
+			start = min(size, (start/granuleBytes+1)*granuleBytes)
+		}
+		for end = start; end < size && d.dst.mapped[end/granuleBytes]; {
+			end = min(size, (end/granuleBytes+1)*granuleBytes)
 		}
 	})
-	return known, err
+	return start, end, err
 }

@@ -20,7 +20,7 @@ const (
 	DestinationRead
 	DestinationWrite
 	DestinationZero
-	DestinationReadsZero
+	DestinationNextData
 	DestinationFlush
 	JournalLoad
 	JournalCommit

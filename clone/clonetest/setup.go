@@ -42,7 +42,7 @@ type Setup struct {
 	CommitEvery int
 
 	Sparse    bool // the source is a clone.Sparse
-	KnownZero bool // the destination is a clone.KnownZero
+	KnownZero bool // the destination is a clone.Sparse
 	Verify    bool
 	Garbage   bool // the destination does not begin as zeros (I10)
 

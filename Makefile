@@ -1,0 +1,118 @@
+# `make help` lists the targets. demo, test, torture and bench want root: they mount
+# file systems and drop caches. The others want it only where packages are missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+GO      ?= go
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+DATADIR ?= $(PREFIX)/share
+MANDIR  ?= $(DATADIR)/man
+BASHDIR ?= $(DATADIR)/bash-completion/completions
+ZSHDIR  ?= $(DATADIR)/zsh/site-functions
+FISHDIR ?= $(DATADIR)/fish/vendor_completions.d
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+PROGRAMS  := migrate thinctl
+GO_LDFLAGS := -X main.releaseVersion=$(VERSION)
+# Without -buildvcs=false a build fails where the tree belongs to another user.
+GO_BUILD  := $(GO) build -buildvcs=false -trimpath -ldflags '$(GO_LDFLAGS)'
+
+# Linters and formatters are pinned in a module file of their own, so that they
+# choose no version of anything that goes into the programs.
+TOOL := $(GO) tool -modfile=tools.mod
+
+# command:package, for .ci/need, which installs only what is missing.
+NEED_BUILD := gcc:gcc /usr/include/stdlib.h:libc6-dev
+NEED_MOUNT := losetup:mount mount:mount truncate:coreutils mkfs.ext4:e2fsprogs
+NEED_DEMO  := $(NEED_BUILD) $(NEED_MOUNT) e2fsck:e2fsprogs
+NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs \
+              fusermount3:fuse3 spin:spin strace:strace sqlite3:sqlite3 swapon:mount \
+              mkswap:util-linux prlimit:util-linux addpart:util-linux
+NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
+NEED_BENCH := $(NEED_DEMO) qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
+              /usr/bin/time:time
+NEED_MODEL := $(NEED_BUILD) spin:spin
+
+.PHONY: help build demo test lint format bench model torture fuzz install uninstall clean \
+        setup-build setup-demo setup-test setup-lint setup-bench setup-model
+
+## build: bin/migrate and bin/thinctl
+build: setup-build
+	$(GO_BUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## demo: move a real file system image where there is no room for a copy of it
+demo: setup-demo build
+	demo/demo.sh
+
+## test: vet and all tests, some minutes
+test: setup-test build
+	$(GO) vet ./...
+	GO='$(GO)' .ci/test
+
+## lint: shellcheck, mandoc, golangci-lint with gofumpt; compiles the linters first
+lint: setup-lint
+	shellcheck .ci/need .ci/run .ci/test demo/*.sh
+	mandoc -Tlint -Wwarning man/*.1
+	$(TOOL) golangci-lint run ./...
+
+## format: rewrite the Go files as gofumpt wants them
+format:
+	$(TOOL) gofumpt -w $$($(GO) list -f '{{.Dir}}' ./...)
+
+## bench: time and memory beside cp, qemu-img, nbdcopy and ddrescue (BENCH_FLAGS=-h)
+bench: setup-bench build
+	$(GO_BUILD) -o bin/bench ./bench
+	bin/bench $(BENCH_FLAGS)
+
+## model: search the model of the protocol with spin, in its larger forms as well
+model: setup-model
+	DECANT_MODEL=full $(GO) test -v -count=1 -timeout=2h ./clone/model
+
+## torture: all tests in their nightly forms, hours
+torture: setup-test build
+	DECANT_NIGHTLY=1 DECANT_MODEL=full $(GO) test -count=1 -timeout=12h ./...
+
+## fuzz: every fuzz target for FUZZTIME
+FUZZTIME ?= 1m
+fuzz: setup-build
+	for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+			$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$package"; \
+		done; \
+	done
+
+## install: programs, man pages and shell completions under DESTDIR and PREFIX
+install: build
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(BASHDIR)' \
+		'$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)'
+	for p in $(PROGRAMS); do \
+		install -m 755 "bin/$$p" '$(DESTDIR)$(BINDIR)/'; \
+		install -m 644 "man/$$p.1" '$(DESTDIR)$(MANDIR)/man1/'; \
+		"bin/$$p" completion bash >'$(DESTDIR)$(BASHDIR)'/"$$p"; \
+		"bin/$$p" completion zsh >'$(DESTDIR)$(ZSHDIR)'/"_$$p"; \
+		"bin/$$p" completion fish >'$(DESTDIR)$(FISHDIR)'/"$$p.fish"; \
+	done
+
+## uninstall: what install has put there; journals and pools stay
+uninstall:
+	for p in $(PROGRAMS); do \
+		rm -f '$(DESTDIR)$(BINDIR)'/"$$p" '$(DESTDIR)$(MANDIR)/man1'/"$$p.1" '$(DESTDIR)$(BASHDIR)'/"$$p" \
+			'$(DESTDIR)$(ZSHDIR)'/"_$$p" '$(DESTDIR)$(FISHDIR)'/"$$p.fish"; \
+	done
+
+## clean: what building has made
+clean:
+	rm -rf bin dist
+
+setup-build: ; @.ci/need $(NEED_BUILD)
+setup-demo:  ; @.ci/need $(NEED_DEMO)
+setup-test:  ; @.ci/need $(NEED_TEST)
+setup-lint:  ; @.ci/need $(NEED_LINT)
+setup-bench: ; @.ci/need $(NEED_BENCH)
+setup-model: ; @.ci/need $(NEED_MODEL)
