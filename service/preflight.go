@@ -298,8 +298,8 @@ func (a *attempt) room(data int64) (freeBytes int64, isBounded, same bool, err e
 	}
 }
 
-// poolRoom is room in a pool: its size limit is the pool's own, and only if that
-// is wide enough does the file system under it count.
+// poolRoom is room in a pool: its size limit has to hold all data, whatever the
+// source frees; if it does, the file system under it is what counts.
 func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeBytes int64, isBounded, same bool, err error) {
 	pool, err := a.s.pools.Open(a.target.pool)
 	if err != nil {
@@ -310,9 +310,8 @@ func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeByte
 	if err != nil {
 		return 0, true, false, err
 	}
-	if left := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes; left < data+maxReserveBytes {
-		free, err := pool.FreeBytes()
-		return free, true, false, err
+	if left := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes; left < data {
+		return left, true, false, nil
 	}
 	free, dev, err := freeBytesAt(info.Dir)
 	return free, true, onSource(dev), err

@@ -77,7 +77,7 @@ func (m *migration) wire(state journal.State) (*reporter, error) {
 	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	r.meter.peakBytes.Store(state.PeakExtraBytes)
 	if bounded(taker) {
-		free, err := taker.FreeBytes()
+		free, err := taker.base.FreeBytes()
 		if err != nil {
 			return nil, err
 		}

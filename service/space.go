@@ -40,8 +40,13 @@ func (m *meter) AvailableBytes() (int64, error) {
 	if !bounded(m.taker) {
 		return math.MaxInt64, nil
 	}
-	free, err := m.taker.FreeBytes()
-	return free - m.reserveBytes, err
+	free, err := m.taker.base.FreeBytes()
+	if err != nil || m.taker.pool == nil {
+		return free - m.reserveBytes, err
+	}
+	// The limit of a pool is exact, nothing else takes of it unseen.
+	left, err := m.taker.FreeBytes()
+	return min(left, free-m.reserveBytes), err
 }
 
 // Reclaim makes the file systems give back what was discarded: they do so when
