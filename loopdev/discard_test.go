@@ -204,8 +204,10 @@ func TestFault5KilledPunchIsOurOwn(t *testing.T) {
 	if mark.ID != "m" || mark.Role != "source" || mark.Tx != 3 || time.Since(mark.Since) > time.Minute {
 		t.Errorf("the mark is %+v now", mark)
 	}
-	for delay, want := range map[time.Duration]bool{-1500 * time.Millisecond: false, -500 * time.Millisecond: true,
-		50 * time.Millisecond: true, 200 * time.Millisecond: false} {
+	for delay, want := range map[time.Duration]bool{
+		-1500 * time.Millisecond: false, -500 * time.Millisecond: true,
+		50 * time.Millisecond: true, 200 * time.Millisecond: false,
+	} {
 		must(t, os.Chtimes(path, kept, mark.Since.Add(delay)))
 		if ok, err := d.UnchangedSince(kept); ok != want || err != nil {
 			t.Errorf("modified %v after the mark: %v, %v", delay, ok, err)

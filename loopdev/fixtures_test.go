@@ -55,7 +55,8 @@ func run(t testing.TB, name string, args ...string) string {
 func must(t interface {
 	Helper()
 	Fatal(args ...any)
-}, err error) {
+}, err error,
+) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

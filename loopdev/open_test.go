@@ -192,8 +192,10 @@ func TestFault20ReadOnlyLoopDevice(t *testing.T) {
 	d := openDevice(t, loop, Options{})
 	sameBytes(t, "the device", readAll(t, d), content)
 	_, writeErr := d.WriteAt(make([]byte, 512), 0)
-	for op, err := range map[string]error{"write": writeErr, "discard": d.Discard(0, 4096), "zero": d.Zero(0, 4096),
-		"mark": d.WriteMark(Mark{ID: "x"}), "remove mark": d.RemoveMark()} {
+	for op, err := range map[string]error{
+		"write": writeErr, "discard": d.Discard(0, 4096), "zero": d.Zero(0, 4096),
+		"mark": d.WriteMark(Mark{ID: "x"}), "remove mark": d.RemoveMark(),
+	} {
 		if !errors.Is(err, ErrReadOnly) {
 			t.Errorf("%s: %v", op, err)
 		}
@@ -334,8 +336,10 @@ func TestClosedDeviceFails(t *testing.T) {
 	_, readErr := d.ReadAt(make([]byte, 10), 1)
 	_, writeErr := d.WriteAt(make([]byte, 10), 1)
 	_, _, dataErr := d.NextData(0)
-	for op, err := range map[string]error{"read": readErr, "write": writeErr, "next data": dataErr, "flush": d.Flush(),
-		"discard": d.Discard(0, 4096), "zero": d.Zero(0, 4096), "close": d.Close()} {
+	for op, err := range map[string]error{
+		"read": readErr, "write": writeErr, "next data": dataErr, "flush": d.Flush(),
+		"discard": d.Discard(0, 4096), "zero": d.Zero(0, 4096), "close": d.Close(),
+	} {
 		if !errors.Is(err, os.ErrClosed) {
 			t.Errorf("%s: %v", op, err)
 		}

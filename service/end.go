@@ -91,8 +91,10 @@ func (s *Service) sourceTarget(name string) (target, error) {
 	_, statErr := os.Lstat(name)
 	switch {
 	case isPool && statErr == nil:
-		return t, &Error{Outcome: Usage, Object: name, Problem: "means both a file and a volume",
-			Hint: "write ./" + name + " for the file"}
+		return t, &Error{
+			Outcome: Usage, Object: name, Problem: "means both a file and a volume",
+			Hint: "write ./" + name + " for the file",
+		}
 	case isPool:
 		return target{name: name, pool: pool, volume: volume}, nil
 	}
@@ -109,8 +111,10 @@ func (s *Service) destinationTarget(name string) (target, error) {
 	}
 	pool, volume, ok := splitVolume(name)
 	if !ok {
-		return target{}, &Error{Outcome: Usage, Object: name, Problem: "is neither a path nor POOL/VOLUME",
-			Hint: "write ./" + name + " for a file"}
+		return target{}, &Error{
+			Outcome: Usage, Object: name, Problem: "is neither a path nor POOL/VOLUME",
+			Hint: "write ./" + name + " for a file",
+		}
 	}
 	isPool, err := s.isPool(pool)
 	if err != nil {

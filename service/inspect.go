@@ -163,8 +163,10 @@ func (s *Service) Explain(id string, offset int64) (Explanation, error) {
 func explain(j *journal.Journal, k known, offset int64) (Explanation, error) {
 	g := k.superblock.Geometry
 	if offset < 0 || offset >= g.DeviceBytes() {
-		return Explanation{}, &Error{Outcome: Usage, Object: strconv.FormatInt(offset, 10),
-			Problem: fmt.Sprintf("is not on the device, which has %d bytes", g.DeviceBytes())}
+		return Explanation{}, &Error{
+			Outcome: Usage, Object: strconv.FormatInt(offset, 10),
+			Problem: fmt.Sprintf("is not on the device, which has %d bytes", g.DeviceBytes()),
+		}
 	}
 	at := g.Touched(offset, 1)
 	start, n := g.Bytes(at)

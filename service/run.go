@@ -156,8 +156,10 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 		}
 	}
 	if err := r.clone.Check(); err != nil {
-		return &Error{Outcome: Failed, Object: m.id, Problem: "the end of the run does not add up", Err: err,
-			State: "nothing was lost: " + m.whereabouts(), Hint: "keep both ends and the journal, and report this"}
+		return &Error{
+			Outcome: Failed, Object: m.id, Problem: "the end of the run does not add up", Err: err,
+			State: "nothing was lost: " + m.whereabouts(), Hint: "keep both ends and the journal, and report this",
+		}
 	}
 	if state.Direction == journal.Backward {
 		return m.endBackward(r)
@@ -228,9 +230,11 @@ func (m *migration) stillUnchanged() error {
 	if err == nil && !changed {
 		return nil
 	}
-	return &Error{Outcome: Stopped, Object: e.name, Problem: "was modified while it was copied", Err: err,
+	return &Error{
+		Outcome: Stopped, Object: e.name, Problem: "was modified while it was copied", Err: err,
 		State: "the destination may hold a mixture of old and new bytes",
-		Hint:  "find out who writes to it; the same command tells how to go on"}
+		Hint:  "find out who writes to it; the same command tells how to go on",
+	}
 }
 
 // endForward makes the end of a migration known, in an order in which each step may
@@ -278,8 +282,10 @@ func (m *migration) warnUnfreed(r *reporter, allocatedBytes int64) {
 
 // stopped words why a run ended before its end.
 func (m *migration) stopped(ctx context.Context, err error) error {
-	e := &Error{Outcome: Stopped, Object: m.id, Err: err, State: m.whereabouts(),
-		Hint: "run the same command again, or: migrate resume " + m.id}
+	e := &Error{
+		Outcome: Stopped, Object: m.id, Err: err, State: m.whereabouts(),
+		Hint: "run the same command again, or: migrate resume " + m.id,
+	}
 	var incomplete *hydrate.IncompleteError
 	switch {
 	case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
@@ -311,8 +317,10 @@ func (m *migration) failure(err error) error {
 	if errors.As(err, &ours) {
 		return err
 	}
-	return &Error{Outcome: Failed, Object: m.id, Problem: "failed", Err: err, State: m.whereabouts(),
-		Hint: "once the cause is mended: migrate resume " + m.id}
+	return &Error{
+		Outcome: Failed, Object: m.id, Problem: "failed", Err: err, State: m.whereabouts(),
+		Hint: "once the cause is mended: migrate resume " + m.id,
+	}
 }
 
 // whereabouts says which end holds what.

@@ -102,9 +102,11 @@ func (v *verifier) run(ctx context.Context) error {
 
 func (v *verifier) mismatch() error {
 	first := v.report.Mismatches[0]
-	return &Error{Outcome: Failed, Object: v.e.name,
+	return &Error{
+		Outcome: Failed, Object: v.e.name,
 		Problem: fmt.Sprintf("%d of %d regions are not what was written, the first at offset %d: %s", v.report.MismatchRegions, v.report.RegionsChecked, first.Offset, first.Error),
-		Hint:    "harmless if the volume was written to since the migration; else see migrate explain " + v.id + " OFFSET"}
+		Hint:    "harmless if the volume was written to since the migration; else see migrate explain " + v.id + " OFFSET",
+	}
 }
 
 func (v *verifier) verifyPart(ctx context.Context, g region.Geometry, part region.Range) error {
@@ -172,8 +174,10 @@ func (v *verifier) tell(kind EventKind) {
 		return
 	}
 	elapsed := time.Since(v.begun).Seconds()
-	e := Event{Event: kind, ID: v.id, Time: v.told, Phase: verifyingPhase,
-		BytesTotal: v.total, BytesData: v.total, BytesCopied: v.report.BytesRead, BytesVerified: v.report.BytesRead}
+	e := Event{
+		Event: kind, ID: v.id, Time: v.told, Phase: verifyingPhase,
+		BytesTotal: v.total, BytesData: v.total, BytesCopied: v.report.BytesRead, BytesVerified: v.report.BytesRead,
+	}
 	if elapsed > 0 {
 		e.RateBytesPerSecond = int64(float64(v.report.BytesRead) / elapsed)
 	}

@@ -29,9 +29,11 @@ const (
 )
 
 func (o Op) String() string {
-	return [...]string{"nothing", "source read", "source next data", "source discard", "destination read",
+	return [...]string{
+		"nothing", "source read", "source next data", "source discard", "destination read",
 		"destination write", "destination zero", "destination reads zero", "destination flush", "journal load",
-		"journal commit", "journal mark discarded", "source mark"}[o]
+		"journal commit", "journal mark discarded", "source mark",
+	}[o]
 }
 
 // Fault makes calls fail.

@@ -14,12 +14,18 @@ var noon = time.Date(2030, 1, 2, 12, 0, 0, 0, time.UTC)
 
 func someMigrations() []service.Summary {
 	return []service.Summary{
-		{ID: "a1b2c3", Source: "/images/a.raw", Destination: "pool/a", Phase: "running", Direction: "forward", Active: true, PID: 77,
-			BytesTotal: 2 * gib, RegionBytes: 1 << 20, Regions: 2048, Hydrated: 1024, Discarded: 1000, BytesCopied: gib / 2, Created: noon},
-		{ID: "b2c3d4", Source: "/images/b.raw", Destination: "/dev/sdb", Phase: "running", Direction: "backward",
-			BytesTotal: gib, RegionBytes: 1 << 20, Regions: 1024, Hydrated: 1023, Created: noon},
-		{ID: "c3d4e5", Source: "/images/c\x1b[2J.raw", Destination: "pool/c", Phase: "done", Direction: "forward",
-			BytesTotal: gib, RegionBytes: 1 << 20, Regions: 1024, Hydrated: 1024, Created: noon},
+		{
+			ID: "a1b2c3", Source: "/images/a.raw", Destination: "pool/a", Phase: "running", Direction: "forward", Active: true, PID: 77,
+			BytesTotal: 2 * gib, RegionBytes: 1 << 20, Regions: 2048, Hydrated: 1024, Discarded: 1000, BytesCopied: gib / 2, Created: noon,
+		},
+		{
+			ID: "b2c3d4", Source: "/images/b.raw", Destination: "/dev/sdb", Phase: "running", Direction: "backward",
+			BytesTotal: gib, RegionBytes: 1 << 20, Regions: 1024, Hydrated: 1023, Created: noon,
+		},
+		{
+			ID: "c3d4e5", Source: "/images/c\x1b[2J.raw", Destination: "pool/c", Phase: "done", Direction: "forward",
+			BytesTotal: gib, RegionBytes: 1 << 20, Regions: 1024, Hydrated: 1024, Created: noon,
+		},
 		{ID: "d4e5f6", Problem: "the journal is cut off:\nunexpected end"},
 	}
 }
@@ -151,8 +157,10 @@ func TestExplainText(t *testing.T) {
 		name string
 		e    service.Explanation
 	}{
-		{"discarded", service.Explanation{ID: "a1b2c3", Offset: 5<<20 + 17, Region: 5, RegionStart: 5 << 20, RegionBytes: 1 << 20, State: "discarded",
-			Owner: "/dev/vg/a", Transaction: 12, Committed: &noon, DiscardedAt: &discarded, Checksum: "00d0adbeefc0ffee"}},
+		{"discarded", service.Explanation{
+			ID: "a1b2c3", Offset: 5<<20 + 17, Region: 5, RegionStart: 5 << 20, RegionBytes: 1 << 20, State: "discarded",
+			Owner: "/dev/vg/a", Transaction: 12, Committed: &noon, DiscardedAt: &discarded, Checksum: "00d0adbeefc0ffee",
+		}},
 		{"zeros", service.Explanation{ID: "a1b2c3", RegionBytes: 1 << 20, State: "hydrated", Owner: "/dev/vg/a", Transaction: 1, Committed: &noon, Checksum: "zeros"}},
 		{"bad", service.Explanation{ID: "a1b2c3", RegionBytes: 1 << 20, State: "bad", Owner: "/images/\x07a", Error: "input/output error\n"}},
 	}
@@ -216,8 +224,10 @@ func TestDryRunThatIsRefusedShowsThePlanAndTheReason(t *testing.T) {
 }
 
 func TestVerifyReport(t *testing.T) {
-	report := service.VerifyReport{ID: "a1b2c3", RegionsChecked: 2048, BytesRead: gib, MismatchRegions: 2,
-		Mismatches: []service.BadBytes{{Offset: 5 << 20, Bytes: 2 << 20, Error: "checksum differs"}}}
+	report := service.VerifyReport{
+		ID: "a1b2c3", RegionsChecked: 2048, BytesRead: gib, MismatchRegions: 2,
+		Mismatches: []service.BadBytes{{Offset: 5 << 20, Bytes: 2 << 20, Error: "checksum differs"}},
+	}
 	failure := &service.Error{Outcome: service.Failed, Object: "pool/a", Problem: "2 of 2048 regions are not what was written"}
 	w := newWorld(&fakeService{verified: report, err: failure})
 	if code := w.run([]string{"verify", "a1"}); code != 1 || w.err.String() != "migrate: pool/a: 2 of 2048 regions are not what was written\n" {

@@ -103,9 +103,11 @@ func TestEmptyNamesAreWrongUsage(t *testing.T) {
 
 func TestFlagsReachTheService(t *testing.T) {
 	w := newWorld(&fakeService{})
-	code := w.run([]string{"--discard-src", "--verify", "--remove-src", "--overwrite", "--region-size", "64KiB",
+	code := w.run([]string{
+		"--discard-src", "--verify", "--remove-src", "--overwrite", "--region-size", "64KiB",
 		"--threshold", "8", "--batch", "2", "--commit-period", "250ms", "--commit-bytes=8M", "--bwlimit", "50MiB/s",
-		"--state-dir", "/state", "--progress=none", "/a", "pool/v"})
+		"--state-dir", "/state", "--progress=none", "/a", "pool/v",
+	})
 	want := service.Request{Source: "/a", Destination: "pool/v", Options: service.Options{
 		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, RegionBytes: 64 << 10,
 		ThresholdRegions: 8, BatchRegions: 2, CommitPeriod: 250 * time.Millisecond, CommitBytes: 8 << 20, BytesPerSecond: 50 << 20,
@@ -166,12 +168,16 @@ func TestExitCodeOfEachOutcome(t *testing.T) {
 	}{
 		{"done", nil, 0, ""},
 		{"unnamed", errors.New("boom"), 1, "migrate: boom\n"},
-		{"failed", &service.Error{Outcome: service.Failed, Object: "/a", Problem: "is lost", State: "the destination is whole"}, 1,
-			"migrate: /a: is lost; the destination is whole\n"},
+		{
+			"failed", &service.Error{Outcome: service.Failed, Object: "/a", Problem: "is lost", State: "the destination is whole"}, 1,
+			"migrate: /a: is lost; the destination is whole\n",
+		},
 		{"usage", &service.Error{Outcome: service.Usage, Problem: "no"}, 2, "migrate: no\nSee 'migrate resume --help'.\n"},
 		{"stopped", &service.Error{Outcome: service.Stopped, Problem: "no space", Hint: "make room"}, 3, "migrate: no space\nhint: make room\n"},
-		{"refused", &service.Error{Outcome: service.Refused, Object: "/a", Problem: "is mounted", Hint: "unmount it"}, 4,
-			"migrate: /a: is mounted\nhint: unmount it\n"},
+		{
+			"refused", &service.Error{Outcome: service.Refused, Object: "/a", Problem: "is mounted", Hint: "unmount it"}, 4,
+			"migrate: /a: is mounted\nhint: unmount it\n",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -234,9 +234,13 @@ func TestWhichFormIsTaken(t *testing.T) {
 		columns int
 		want    progressForm
 	}{
-		{progressAuto, 80, progressBar}, {progressAuto, 0, progressPlain},
-		{progressBar, 80, progressBar}, {progressBar, 0, progressPlain},
-		{progressPlain, 80, progressPlain}, {progressJSON, 80, progressJSON}, {progressNone, 80, progressNone},
+		{progressAuto, 80, progressBar},
+		{progressAuto, 0, progressPlain},
+		{progressBar, 80, progressBar},
+		{progressBar, 0, progressPlain},
+		{progressPlain, 80, progressPlain},
+		{progressJSON, 80, progressJSON},
+		{progressNone, 80, progressNone},
 	}
 	for _, test := range tests {
 		w := newWorld(&fakeService{})
