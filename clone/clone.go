@@ -60,7 +60,7 @@ type Clone struct {
 	discard sync.Mutex   // one discard at a time, so that marks only grow
 	record  sync.Mutex   // one write to the journal at a time; taken last
 	marked  journal.TxID // highest mark asked for by this Clone; under discard
-	buffers sync.Pool
+	buffers buffers
 
 	extent sourceExtent
 }
@@ -89,9 +89,7 @@ func Open(cfg Config) (*Clone, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Clone{Config: cfg, regions: newRegions(state, clean)}
-	c.buffers.New = func() any { b := alignedBuffer(int(cfg.BufferBytes)); return &b }
-	return c, nil
+	return &Clone{Config: cfg, regions: newRegions(state, clean), buffers: buffers{bytes: cfg.BufferBytes}}, nil
 }
 
 // cleanRegions are the regions that lie in holes of the destination.
@@ -111,6 +109,10 @@ func cleanRegions(cfg Config) (*region.Set, error) {
 	}
 	return clean, nil
 }
+
+// Close gives the memory of the clone back. It leaves devices and journal open, and
+// what is Dirty uncommitted. No method may be running or be called after it.
+func (c *Clone) Close() { c.buffers.close() }
 
 // Bytes is the size of the device.
 func (c *Clone) Bytes() int64 { return c.Geometry.DeviceBytes() }
@@ -161,12 +163,4 @@ func (c *Clone) Status() Status {
 
 		CopiedBytes: r.copiedBytes,
 	}
-}
-
-// alignedBuffer is memory that begins on a page, as direct I/O asks for.
-func alignedBuffer(n int) []byte {
-	const page = 4096
-	b := make([]byte, n+page)
-	skip := (page - int(addressOf(b)%page)) % page
-	return b[skip : skip+n : skip+n]
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"sync"
-	"unsafe"
 
 	"github.com/zeebo/xxh3"
 
@@ -141,15 +140,15 @@ func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
 
 // copyRun copies one claimed run, buffer by buffer, and sums up its regions.
 func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool) ([]journal.Checksum, error) {
-	buffer := c.buffers.Get().(*[]byte)
-	defer c.buffers.Put(buffer)
+	buffer := c.buffers.get()
+	defer c.buffers.put(buffer)
 	off, n := c.Geometry.Bytes(run)
 	summer := summer{geometry: c.Geometry}
 	for end := off + n; off < end; {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		p := (*buffer)[:min(int64(len(*buffer)), end-off)]
+		p := buffer[:min(int64(len(buffer)), end-off)]
 		got, err := c.Source.ReadAt(p, off)
 		if err := ioError(SourceSide, "read", off, p, got, err); err != nil {
 			return nil, err
@@ -220,9 +219,9 @@ func (c *Clone) zero(ctx context.Context, run region.Range) error {
 
 // verify reads p back from the destination's medium.
 func (c *Clone) verify(p []byte, off int64) error {
-	buffer := c.buffers.Get().(*[]byte)
-	defer c.buffers.Put(buffer)
-	back := (*buffer)[:len(p)]
+	buffer := c.buffers.get()
+	defer c.buffers.put(buffer)
+	back := buffer[:len(p)]
 	n, err := c.Destination.ReadAt(back, off)
 	if err := ioError(DestinationSide, "read back", off, back, n, err); err != nil {
 		return err
@@ -307,6 +306,3 @@ func (s *summer) add(p []byte, off int64) {
 		s.data = false
 	}
 }
-
-// addressOf is where the memory of b begins. Go does not move it.
-func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"errors"
 	"fmt"
 	"io"
 )
@@ -36,10 +37,10 @@ var ErrMismatch = fmt.Errorf("the destination does not hold what was written to 
 // ioError judges what ReadAt or WriteAt answered: a full count is success even
 // with io.EOF, a short one without an error is none.
 func ioError(side Side, op string, off int64, p []byte, n int, err error) error {
-	if n == len(p) && (err == nil || err == io.EOF) {
+	if n == len(p) && (err == nil || errors.Is(err, io.EOF)) {
 		return nil
 	}
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 		if op == "write" {
 			err = io.ErrShortWrite

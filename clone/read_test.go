@@ -167,7 +167,7 @@ func TestReadAtAnyOffset(t *testing.T) {
 		if !bytes.Equal(p[:n], want) {
 			rt.Fatalf("read %d bytes at %d: %d bytes, want %d of the image", len(p), off, n, len(want))
 		}
-		if short := n < len(p); short != (err == io.EOF) || err != nil && err != io.EOF {
+		if short := n < len(p); short != errors.Is(err, io.EOF) || err != nil && !short {
 			rt.Fatalf("read %d bytes at %d of %d: %d, %v", len(p), off, s.DeviceBytes, n, err)
 		}
 	})

@@ -32,10 +32,6 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 	if fit, _, err := r.fitting(within); err != nil || !fit.Empty() {
 		return fit, err
 	}
-	if r.o.Observer != nil {
-		r.o.Observer.Waiting("space")
-		defer r.o.Observer.Waiting("")
-	}
 	_ = r.workers.Wait() // workers report through fail; none is started meanwhile
 	if ctx.Err() != nil {
 		return within, context.Cause(ctx)
@@ -43,6 +39,7 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 	if err := r.commits.now(); err != nil {
 		return within, err
 	}
+	waiting := false
 	for deadline := time.Now().Add(spacePatience); ; {
 		if err := r.o.Space.Reclaim(); err != nil {
 			return within, err
@@ -54,6 +51,11 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 		if time.Now().After(deadline) {
 			return within, fmt.Errorf("%w: %d bytes can be had, a region has %d", ErrNoSpace,
 				max(0, available), r.c.Geometry.RegionBytes())
+		}
+		if r.o.Observer != nil && !waiting {
+			waiting = true
+			r.o.Observer.Waiting("space")
+			defer r.o.Observer.Waiting("")
 		}
 		select {
 		case <-ctx.Done():

@@ -103,7 +103,7 @@ func (a *attempt) begin() (_ *migration, err error) {
 	if err := m.readyDestination(a); err != nil {
 		return m, refuse(a.target.name, "the destination cannot be made", "", err)
 	}
-	if err := m.createJournal(a); err != nil {
+	if err := m.createJournal(); err != nil {
 		return m, refuse(a.s.journalPath(m.id), "the journal cannot be made", "", err)
 	}
 	return m, nil
@@ -165,7 +165,7 @@ const createdByUs = 1
 func (m *migration) sourceMarks() marks      { return marks{m.s, m.source} }
 func (m *migration) destinationMarks() marks { return marks{m.s, m.destination} }
 
-func (m *migration) createJournal(a *attempt) error {
+func (m *migration) createJournal() error {
 	geometry, err := region.NewGeometry(m.source.Bytes(), m.record.RegionBytes)
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 )
 
 // bufferBytes is the most that one read or write moves.
-const bufferBytes = 1 << 20
+const bufferBytes = 2 << 20
 
 // run brings an open migration as far as it comes, in the direction that its
 // journal says, and tells the sink everything from Started to the end.
@@ -33,6 +33,7 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	if sink == nil {
 		sink = func(Event) {}
 	}
+	defer r.clone.Close()
 	r.mail = newMailbox(sink)
 	defer r.mail.finish()
 	r.tell(Started, func(e *Event) {

@@ -158,7 +158,7 @@ func (m *Machine) ReadBack(c *clone.Clone, off, n int64) error {
 	if got < len(p) {
 		return err
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if !bytes.Equal(p, m.setup.image[off:off+n]) {

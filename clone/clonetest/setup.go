@@ -97,6 +97,7 @@ func (s *Setup) Image() []byte {
 			fill(p, rng)
 		case Speck:
 			p[rng.IntN(len(p))] = byte(1 + rng.IntN(garbageByte-1))
+		case Hole, Zeros: // as it was made
 		}
 	}
 	return s.image
