@@ -31,7 +31,8 @@ func (j *Journal) Check() error {
 		if err := checkRecords(q, g); err != nil {
 			return err
 		}
-		if j.readOnly || j.broken != nil {
+		recorded := !j.readOnly && j.broken == nil // in memory is what this process has recorded
+		if !recorded {
 			return nil
 		}
 		s, err := readState(q, g)

@@ -72,6 +72,21 @@ func (c connection) close() error {
 	return errors.Join(c.Conn.Close(), c.db.Close())
 }
 
+// setSynchronous changes how far a commit waits for the medium, and reads it back.
+func (c connection) setSynchronous(level string) error {
+	if _, err := c.ExecContext(background, "PRAGMA synchronous = "+level); err != nil {
+		return fmt.Errorf("set synchronous: %w", err)
+	}
+	var got int
+	if err := c.QueryRowContext(background, "PRAGMA synchronous").Scan(&got); err != nil {
+		return fmt.Errorf("read synchronous back: %w", err)
+	}
+	if want := map[string]int{"NORMAL": 1, "EXTRA": 3}[level]; got != want {
+		return fmt.Errorf("synchronous is %d after it was set to %s", got, level)
+	}
+	return nil
+}
+
 // requireDurable makes write-ahead logging sure and reads back what decides
 // whether a commit survives a power loss.
 func (c connection) requireDurable() error {

@@ -39,7 +39,7 @@ func Create(path string, sb Superblock) (*Journal, error) {
 	unfinished := path + ".new"
 	if err := writeNew(unfinished, sb); err != nil {
 		reason := writeFault(err)
-		if reason == ErrUnknownOutcome { // nobody will ever look at it
+		if errors.Is(reason, ErrUnknownOutcome) { // nobody will ever look at it
 			reason = nil
 		}
 		return fail(reason, errors.Join(err, removeAll(unfinished)))
@@ -177,9 +177,5 @@ func syncPath(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		f.Close() // only read from; the sync's error says it all
-		return err
-	}
-	return f.Close()
+	return errors.Join(f.Sync(), f.Close())
 }

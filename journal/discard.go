@@ -9,8 +9,8 @@ import (
 )
 
 // MarkDiscarded notes that the regions were discarded on the giving end, and the
-// time on the transactions of which every region now is. Losing the note repeats
-// the discards, no more. A region that is not hydrated is ErrInvalid, and then
+// time on the transactions of which every region now is. The note is durable after
+// the next change of any other kind; losing it repeats the discards, no more. A region that is not hydrated is ErrInvalid, and then
 // nothing is noted. Other errors are as for Commit.
 func (j *Journal) MarkDiscarded(ranges []region.Range) error {
 	j.mu.Lock()
@@ -34,7 +34,7 @@ func (j *Journal) MarkDiscarded(ranges []region.Range) error {
 		return nil
 	}
 	d := j.state.Direction
-	err := j.write(doing, func(tx *sql.Tx) error {
+	err := j.writeLate(doing, func(tx *sql.Tx) error {
 		if err := writeAdded(tx, "discarded", d, j.state.Discarded, fresh); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"slices"
 	"testing"
@@ -114,9 +115,10 @@ func FuzzSums(f *testing.F) {
 
 func TestNetworkFileSystemsAreNamed(t *testing.T) { // fault 59
 	for magic, name := range map[uint32]string{0x6969: "nfs", 0xff534d42: "cifs", 0xfe534d42: "smb2", 0x01021997: "9p", 0x794c7630: "overlay"} {
-		e, unfit := checkMagic("/state", magic).(*FileSystemError)
-		if !unfit || e.FileSystem != name || e.Reason != ErrNetworkFS {
-			t.Errorf("%#x: %v, want %s", magic, e, name)
+		err := checkMagic("/state", magic)
+		var e *FileSystemError
+		if !errors.As(err, &e) || e.FileSystem != name || !errors.Is(e.Reason, ErrNetworkFS) {
+			t.Errorf("%#x: %v, want %s", magic, err, name)
 		}
 	}
 	for _, magic := range []uint32{0xef53, 0x58465342, 0x9123683e} {

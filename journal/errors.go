@@ -77,24 +77,24 @@ func (e *Error) Unwrap() []error {
 
 // Hint is what a person can do about it, or empty.
 func (e *Error) Hint() string {
-	switch e.Reason {
-	case ErrNotJournal:
+	switch {
+	case errors.Is(e.Reason, ErrNotJournal):
 		return "check the path; if this was the journal, restore it from a backup and never start the migration afresh"
-	case ErrNewer:
+	case errors.Is(e.Reason, ErrNewer):
 		return "use the version that made it, or a later one"
-	case ErrOlder:
+	case errors.Is(e.Reason, ErrOlder):
 		return "use the version that made it"
-	case ErrDamaged:
+	case errors.Is(e.Reason, ErrDamaged):
 		return "the source may be partly discarded: keep the file with its -wal, discard nothing, and look at it read-only"
-	case ErrNotDurable:
+	case errors.Is(e.Reason, ErrNotDurable):
 		return "put the state directory on a local file system such as ext4 or XFS"
-	case ErrFull:
+	case errors.Is(e.Reason, ErrFull):
 		return "free space there and resume"
-	case ErrUnknownOutcome:
+	case errors.Is(e.Reason, ErrUnknownOutcome):
 		return "check the file system that holds it, then resume: the journal is read anew"
-	case ErrOtherWriter:
+	case errors.Is(e.Reason, ErrOtherWriter):
 		return "let only one process run the migration, then resume"
-	case ErrLeftover:
+	case errors.Is(e.Reason, ErrLeftover):
 		return "a migration may have lost its journal: put the journal back beside them, or move them away"
 	default:
 		return ""

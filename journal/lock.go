@@ -53,7 +53,7 @@ func Lock(path string) (*LockFile, error) {
 		if err == nil && current {
 			return &LockFile{file: f}, nil
 		}
-		f.Close() // only read from, or of no use any more: nothing to lose
+		_ = f.Close() // only read from, or of no use any more: nothing to lose
 		if err != nil {
 			return nil, err
 		}

@@ -116,7 +116,7 @@ func checkSchema(q querier) error {
 func (j *Journal) prepareToWrite() error {
 	if err := j.c.requireDurable(); err != nil {
 		reason := readFault(err)
-		if reason == ErrDamaged && !isSQLite(err) {
+		if errors.Is(reason, ErrDamaged) && !isSQLite(err) {
 			reason = ErrNotDurable
 		}
 		return j.fault("open", reason, err)

@@ -42,6 +42,21 @@ func (j *Journal) write(doing string, change func(*sql.Tx) error) error {
 	return nil
 }
 
+// writeLate makes a change that a power loss may take back: it does without the sync
+// that makes write durable. The log keeps the order of changes, so the next durable
+// one makes this one durable, too.
+func (j *Journal) writeLate(doing string, change func(*sql.Tx) error) error {
+	if err := j.c.setSynchronous("NORMAL"); err != nil {
+		return j.failed(doing, err)
+	}
+	err := j.write(doing, change)
+	if again := j.c.setSynchronous("EXTRA"); again != nil {
+		j.broken = &Error{Path: j.path, Doing: doing, Reason: ErrNotDurable, Cause: again}
+		return errors.Join(err, j.broken)
+	}
+	return err
+}
+
 var errGeneration = errors.New("it was changed since it was opened")
 
 // nextGeneration makes sure that the file is as this process left it.
@@ -60,7 +75,7 @@ func (j *Journal) nextGeneration(tx *sql.Tx) error {
 // same change can work later, it is the last one that the journal takes.
 func (j *Journal) failed(doing string, err error) error {
 	e := &Error{Path: j.path, Doing: doing, Reason: writeFault(err), Cause: err}
-	if e.Reason != ErrFull {
+	if !errors.Is(e.Reason, ErrFull) {
 		j.broken = e
 	}
 	return e
