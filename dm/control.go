@@ -116,8 +116,8 @@ func (c *Control) ioctl(command uint, buffer []byte) error {
 		return err
 	}
 	var errno error
-	if err := connection.Control(func(fd uintptr) { errno = ioctl(fd, command, buffer) }); err != nil {
-		return err
+	if connection.Control(func(fd uintptr) { errno = ioctl(fd, command, buffer) }) != nil {
+		return os.ErrClosed // what Control minds can be nothing else
 	}
 	return errno
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -104,8 +105,8 @@ func (c *Control) Suspend(name string, o SuspendOptions) error {
 
 // Resume makes the table in the inactive slot the active one, if there is one, and
 // lets I/O go on. A device that is not suspended is suspended for the exchange, with
-// flush and frozen file system. On return /dev/mapper/NAME leads to the device. A
-// device whose table was not taken, for want of a table too (EINVAL), stays as it was.
+// flush and frozen file system. On return /dev/mapper/NAME leads to the device. It
+// fails with EINVAL if the device has no table in either slot.
 func (c *Control) Resume(name string, rules ...UdevRules) error {
 	return c.resume(name, 0, rules)
 }
@@ -123,11 +124,15 @@ func (c *Control) resume(name string, flags uint32, rules []UdevRules) error {
 	if err != nil {
 		return failure("resume", name, err)
 	}
+	if !a.has(unix.DM_ACTIVE_PRESENT_FLAG) { // the kernel minds only if it was suspended
+		return failure("resume", name, fmt.Errorf("the device has no table: %w", unix.EINVAL))
+	}
 	return failure("make node of", name, c.nodes.appear(name, DeviceNumber(a.header.Dev), a.has(unix.DM_UEVENT_GENERATED_FLAG)))
 }
 
 // Remove takes the device away, with its tables and its node. It fails with EBUSY if
-// the device is open, mounted or used by another device.
+// the device is open, mounted or used by another device. Where udev runs, it has each
+// new device open for a moment, and RemoveRetry is the one to use.
 func (c *Control) Remove(name string) error {
 	_, err := c.remove("remove", name, 0)
 	return err

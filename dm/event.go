@@ -14,8 +14,8 @@ import (
 // an event is depends on the target: a thin pool has one when it falls below its low
 // water mark or changes its mode. Events may be missed in between, never at the end.
 //
-// Nothing but an event ends this wait, and the device cannot be removed meanwhile: a
-// Remove would wait as well. Use WaitEventContext where that can happen.
+// Nothing but an event ends this wait. Removing the device is one: the wait returns,
+// and the next call says ENXIO. Renaming it is one, too.
 func (c *Control) WaitEvent(name string, after uint32) (uint32, error) {
 	if err := checkExisting(name); err != nil {
 		return 0, failure("wait for an event of", name, err)
@@ -29,8 +29,7 @@ func (c *Control) WaitEvent(name string, after uint32) (uint32, error) {
 }
 
 // WaitEventContext is WaitEvent that ends with the context's error when the context
-// does, and with ENXIO when the device is removed and another event wakes it. It does
-// not hold the device.
+// does, and with ENXIO when the device is removed.
 func (c *Control) WaitEventContext(ctx context.Context, name string, after uint32) (uint32, error) {
 	if err := checkExisting(name); err != nil {
 		return 0, failure("wait for an event of", name, err)

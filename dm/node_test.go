@@ -177,7 +177,7 @@ func TestControlNodeIsMade(t *testing.T) {
 	}
 }
 
-func TestKernelWithoutDeviceMapper(t *testing.T) {
+func TestMissingDeviceMapper(t *testing.T) {
 	n := testNodes(t)
 	for name, misc := range map[string]string{"none": "", "others": "234 btrfs-control\nnonsense\n"} {
 		t.Run(name, func(t *testing.T) {

@@ -53,7 +53,7 @@ func (r *request) encode(answerBytes int) []byte {
 // encodeTable is the data of DM_TABLE_LOAD: for each target a struct dm_target_spec
 // whose next is the distance to the following one, and the parameters with a NUL.
 func encodeTable(table []Target) []byte {
-	var data []byte
+	data := make([]byte, 0, len(table)*2*unix.SizeofDmTargetSpec) // most parameters are short
 	for _, t := range table {
 		start := len(data)
 		end := aligned(start + unix.SizeofDmTargetSpec + len(t.Params) + 1)

@@ -21,69 +21,78 @@ func layout(buffer []byte) string {
 	}, "\n")
 }
 
+// goldenRequests are written down from <linux/dm-ioctl.h>, for a little-endian machine.
+var goldenRequests = map[string]struct {
+	request     request
+	answerBytes int
+	want        []string
+}{
+	"create": {
+		request{command: unix.DM_DEV_CREATE, name: "vol", uuid: "DECANT-1"},
+		0,
+		[]string{
+			"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
+			"0000000000000000", "vol", "DECANT-1", "",
+		},
+	},
+	"suspend without flush": {
+		request{command: unix.DM_DEV_SUSPEND, name: "vol", flags: unix.DM_SUSPEND_FLAG | unix.DM_NOFLUSH_FLAG | unix.DM_SKIP_LOCKFS_FLAG},
+		0,
+		[]string{
+			"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "020c0000" + "00000000" + "00000000",
+			"0000000000000000", "vol", "", "",
+		},
+	},
+	"resume with flags for udev": {
+		request{command: unix.DM_DEV_SUSPEND, name: "vol", event: udevEvent([]UdevRules{NoDiskRules, NoOtherRules})},
+		0,
+		[]string{
+			"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00004c00" + "00000000",
+			"0000000000000000", "vol", "", "",
+		},
+	},
+	"load": {
+		request{command: unix.DM_TABLE_LOAD, name: "vol", targets: 2, data: encodeTable([]Target{
+			{0, 8, "zero", ""}, {8, 0x1000, "linear", "7:0 16"},
+		})},
+		0,
+		[]string{
+			"040000000000000000000000" + "98010000" + "38010000" + "02000000" + "00000000" + "00000000" + "00000000" + "00000000",
+			"0000000000000000", "vol", "",
+			// start, length, status, distance to the next, type, parameters
+			"0000000000000000" + "0800000000000000" + "00000000" + "30000000" + "7a65726f000000000000000000000000" + "0000000000000000" +
+				"0800000000000000" + "0010000000000000" + "00000000" + "30000000" + "6c696e65617200000000000000000000" + "373a302031360000",
+		},
+	},
+	"message": {
+		request{command: unix.DM_TARGET_MSG, name: "pool", data: encodeMessage(258, "delete 1")},
+		0,
+		[]string{
+			"040000000000000000000000" + "50010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
+			"0000000000000000", "pool", "",
+			"0201000000000000" + "64656c6574652031" + "00" + "00000000000000",
+		},
+	},
+	"rename": {
+		request{command: unix.DM_DEV_RENAME, name: "old", data: cString("new")},
+		0,
+		[]string{
+			"040000000000000000000000" + "40010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
+			"0000000000000000", "old", "", "6e65770000000000",
+		},
+	},
+	"room for an answer": {
+		request{command: unix.DM_LIST_DEVICES, flags: unix.DM_UUID_FLAG},
+		16,
+		[]string{
+			"040000000000000000000000" + "48010000" + "38010000" + "00000000" + "00000000" + "00400000" + "00000000" + "00000000",
+			"0000000000000000", "", "", "00000000000000000000000000000000",
+		},
+	},
+}
+
 func TestRequestBytes(t *testing.T) {
-	tests := map[string]struct {
-		request     request
-		answerBytes int
-		want        []string
-	}{
-		"create": {
-			request{command: unix.DM_DEV_CREATE, name: "vol", uuid: "DECANT-1"}, 0,
-			[]string{
-				"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
-				"0000000000000000", "vol", "DECANT-1", "",
-			},
-		},
-		"suspend without flush": {
-			request{command: unix.DM_DEV_SUSPEND, name: "vol", flags: unix.DM_SUSPEND_FLAG | unix.DM_NOFLUSH_FLAG | unix.DM_SKIP_LOCKFS_FLAG}, 0,
-			[]string{
-				"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "020c0000" + "00000000" + "00000000",
-				"0000000000000000", "vol", "", "",
-			},
-		},
-		"resume with flags for udev": {
-			request{command: unix.DM_DEV_SUSPEND, name: "vol", event: udevEvent([]UdevRules{NoDiskRules, NoOtherRules})}, 0,
-			[]string{
-				"040000000000000000000000" + "38010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00004c00" + "00000000",
-				"0000000000000000", "vol", "", "",
-			},
-		},
-		"load": {
-			request{command: unix.DM_TABLE_LOAD, name: "vol", targets: 2, data: encodeTable([]Target{
-				{0, 8, "zero", ""}, {8, 0x1000, "linear", "7:0 16"},
-			})}, 0,
-			[]string{
-				"040000000000000000000000" + "98010000" + "38010000" + "02000000" + "00000000" + "00000000" + "00000000" + "00000000",
-				"0000000000000000", "vol", "",
-				// start, length, status, distance to the next, type, parameters
-				"0000000000000000" + "0800000000000000" + "00000000" + "30000000" + "7a65726f000000000000000000000000" + "0000000000000000" +
-					"0800000000000000" + "0010000000000000" + "00000000" + "30000000" + "6c696e65617200000000000000000000" + "373a302031360000",
-			},
-		},
-		"message": {
-			request{command: unix.DM_TARGET_MSG, name: "pool", data: encodeMessage(258, "delete 1")}, 0,
-			[]string{
-				"040000000000000000000000" + "50010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
-				"0000000000000000", "pool", "",
-				"0201000000000000" + "64656c6574652031" + "00" + "00000000000000",
-			},
-		},
-		"rename": {
-			request{command: unix.DM_DEV_RENAME, name: "old", data: cString("new")}, 0,
-			[]string{
-				"040000000000000000000000" + "40010000" + "38010000" + "00000000" + "00000000" + "00000000" + "00000000" + "00000000",
-				"0000000000000000", "old", "", "6e65770000000000",
-			},
-		},
-		"room for an answer": {
-			request{command: unix.DM_LIST_DEVICES, flags: unix.DM_UUID_FLAG}, 16,
-			[]string{
-				"040000000000000000000000" + "48010000" + "38010000" + "00000000" + "00000000" + "00400000" + "00000000" + "00000000",
-				"0000000000000000", "", "", "00000000000000000000000000000000",
-			},
-		},
-	}
-	for name, test := range tests {
+	for name, test := range goldenRequests {
 		t.Run(name, func(t *testing.T) {
 			got, want := layout(test.request.encode(test.answerBytes)), strings.Join(test.want, "\n")
 			if got != want {

@@ -10,9 +10,10 @@ import (
 
 // committer is the goroutine that commits and discards beside the copying.
 type committer struct {
-	c       *clone.Clone
-	o       Options
-	settled func(copiedBytes int64) // these bytes exist only once from now on
+	c *clone.Clone
+	o Options
+	// These bytes need not be copied again after a crash; exist only once.
+	committed, settled func(copiedBytes int64)
 
 	full     chan struct{}   // a transaction is due
 	demands  chan chan error // somebody waits for one
@@ -58,6 +59,7 @@ func (m *committer) loop() error {
 func (m *committer) round() error {
 	commitErr := m.commit()
 	done := m.c.TakeCommitted()
+	m.committed(done.CopiedBytes())
 	if m.o.Space != nil {
 		m.o.Space.Sample()
 	}
@@ -88,9 +90,10 @@ func (m *committer) commit() error {
 	return nil
 }
 
-// copied asks for a commit once a transaction's worth is dirty.
+// copied asks for a commit once half a transaction's worth is dirty, so that the
+// other half can be copied while it is committed.
 func (m *committer) copied() {
-	if m.c.Status().DirtyBytes >= m.o.CommitBytes {
+	if m.c.Status().DirtyBytes >= m.o.CommitBytes/2 {
 		m.request()
 	}
 }

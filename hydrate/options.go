@@ -18,7 +18,7 @@ type Options struct {
 	ThresholdRegions uint64 // regions in flight at most, as dm-clone's hydration_threshold
 	BatchRegions     uint64 // contiguous regions per copy at most, as dm-clone's hydration_batch_size
 	CommitPeriod     time.Duration
-	CommitBytes      int64   // copied bytes that make a transaction full
+	CommitBytes      int64   // copied bytes that may be uncommitted at a time, and so in one transaction
 	Throttle         Limiter // nil: none
 	DiscardSource    bool
 	Space            Space // nil: unlimited

@@ -31,9 +31,11 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 		o:       o,
 		commits: newCommitter(c, o),
 	}
-	r.windowBytes = 2 * max(o.CommitBytes, c.Geometry.RegionBytes())
-	r.window = semaphore.NewWeighted(r.windowBytes)
-	r.commits.settled = func(copiedBytes int64) { r.window.Release(copiedBytes) }
+	transactionBytes := max(o.CommitBytes, c.Geometry.RegionBytes())
+	r.uncommitted = semaphore.NewWeighted(transactionBytes)
+	r.twice = semaphore.NewWeighted(2 * transactionBytes)
+	r.commits.committed = r.uncommitted.Release
+	r.commits.settled = r.twice.Release
 
 	// Errors of the committer end the copying; the copying's end ends the committer.
 	copying, stop := context.WithCancelCause(ctx)
@@ -67,10 +69,12 @@ type run struct {
 	o       Options
 	commits *committer
 
-	// window bounds the bytes that exist twice: in flight, dirty, or committed
-	// and not yet discarded. Two full transactions fit.
-	window      *semaphore.Weighted
-	windowBytes int64
+	// uncommitted bounds the bytes that a crash makes us copy again: what is in
+	// flight or dirty. One full transaction fits.
+	uncommitted *semaphore.Weighted
+	// twice bounds the bytes that exist twice: those, and what is committed and
+	// not yet discarded. Two full transactions fit.
+	twice *semaphore.Weighted
 
 	workers  errgroup.Group
 	inFlight inFlight
@@ -93,7 +97,7 @@ func (r *run) copyAll(ctx context.Context) error {
 }
 
 func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
-	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/r.c.Geometry.RegionBytes())))
+	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/2/r.c.Geometry.RegionBytes())))
 	all := r.c.Geometry.All()
 	for left := all; !left.Empty(); {
 		if ctx.Err() != nil {
@@ -131,9 +135,12 @@ func (r *run) admit(ctx context.Context, within region.Range) (region.Range, err
 			return within, context.Cause(ctx)
 		}
 	}
-	if !r.window.TryAcquire(n) {
+	for _, limit := range []*semaphore.Weighted{r.twice, r.uncommitted} {
+		if limit.TryAcquire(n) {
+			continue
+		}
 		r.commits.request()
-		if err := r.window.Acquire(ctx, n); err != nil {
+		if err := limit.Acquire(ctx, n); err != nil {
 			return within, context.Cause(ctx)
 		}
 	}
@@ -151,7 +158,8 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 		if r.o.Space != nil {
 			r.o.Space.Sample()
 		}
-		r.window.Release(n - copied)
+		r.uncommitted.Release(n - copied)
+		r.twice.Release(n - copied)
 		if err != nil {
 			fail(err)
 		}
