@@ -144,6 +144,7 @@ type Status struct {
 	Hydrating, Dirty, Hydrated, Discarded uint64
 	DirtyBytes                            int64
 	CopiedBytes                           int64 // by this Clone so far, durable or not
+	CommittedBytes                        int64 // of those, what became durable
 }
 
 // Status counts.
@@ -161,6 +162,7 @@ func (c *Clone) Status() Status {
 		Discarded:  r.discarded.Count(),
 		DirtyBytes: r.dirty.copiedBytes,
 
-		CopiedBytes: r.copiedBytes,
+		CopiedBytes:    r.copiedBytes,
+		CommittedBytes: r.durableBytes,
 	}
 }

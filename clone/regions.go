@@ -33,6 +33,7 @@ type regions struct {
 	tx             journal.TxID      // last committed transaction
 	committedBytes int64             // copied by transactions committed since Open and not yet handed out
 	copiedBytes    int64             // since Open, whatever became of it
+	durableBytes   int64             // copied by transactions committed since Open
 	readers        map[region.Nr]int // reads of the source in flight
 }
 
@@ -141,6 +142,7 @@ func (r *regions) publish(tx journal.TxID) {
 	r.hydrated.Union(r.sealed.regions)
 	r.ready.Union(r.sealed.regions)
 	r.committedBytes += r.sealed.copiedBytes
+	r.durableBytes += r.sealed.copiedBytes
 	r.sealed = newTransaction()
 	r.tx = tx
 }

@@ -8,114 +8,116 @@ import (
 	"decant/clone"
 )
 
-// committer is the goroutine that commits and discards beside the copying.
-type committer struct {
-	c *clone.Clone
-	o Options
-	// These bytes need not be copied again after a crash; exist only once.
-	committed, settled func(copiedBytes int64)
-
-	full     chan struct{}   // a transaction is due
-	demands  chan chan error // somebody waits for one
-	finished chan struct{}   // the copying has ended
-	ended    chan struct{}   // the loop has ended
+// loop is a goroutine that repeats one step of the protocol beside the copying:
+// when it is due, when somebody demands it, and once more at the end.
+type loop struct {
+	step     func() error
+	period   time.Duration   // at least so often; 0 is only when due
+	due      chan struct{}   // holds one
+	demands  chan chan error // somebody waits for a step
+	finished chan struct{}   // the next step is the last
+	ended    chan struct{}   // no step will come
+	err      error           // of the step that ended it; read after ended
 }
 
-func newCommitter(c *clone.Clone, o Options) *committer {
-	return &committer{
-		c: c, o: o,
-		full:     make(chan struct{}, 1),
+func newLoop(step func() error, period time.Duration) *loop {
+	return &loop{
+		step: step, period: period,
+		due:      make(chan struct{}, 1),
 		demands:  make(chan chan error),
 		finished: make(chan struct{}),
 		ended:    make(chan struct{}),
 	}
 }
 
-// loop runs rounds when they are due: by period, by bytes, on demand, and a last
-// one when the copying has ended. The first takes what an earlier process
-// committed and did not get to discard.
-func (m *committer) loop() error {
-	defer close(m.ended)
-	ticker := time.NewTicker(m.o.CommitPeriod)
-	defer ticker.Stop()
-	err := m.round()
-	for err == nil {
+// run repeats the step until it fails or the loop is finished.
+func (l *loop) run() {
+	defer close(l.ended)
+	var ticks <-chan time.Time
+	if l.period > 0 {
+		ticker := time.NewTicker(l.period)
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
+	for l.err == nil {
 		select {
-		case <-m.full:
-			err = m.round()
-		case <-ticker.C:
-			err = m.round()
-		case reply := <-m.demands:
-			err = m.round()
-			reply <- err
-		case <-m.finished:
-			return m.round()
+		case <-l.due:
+			l.err = l.step()
+		case <-ticks:
+			l.err = l.step()
+		case reply := <-l.demands:
+			l.err = l.step()
+			reply <- l.err
+		case <-l.finished:
+			l.err = l.step()
+			return
 		}
 	}
-	return err
 }
 
-// round commits what is dirty and discards what is committed.
-func (m *committer) round() error {
-	commitErr := m.commit()
-	done := m.c.TakeCommitted()
-	m.committed(done.CopiedBytes())
-	if m.o.Space != nil {
-		m.o.Space.Sample()
-	}
-	var discardErr error
-	if m.o.DiscardSource && commitErr == nil {
-		// Not cancellable: readers end by themselves, and a half-known
-		// discard would only have to be repeated.
-		discardErr = m.c.DiscardSource(context.Background(), done)
-		if m.o.Observer != nil && done.Regions() > 0 && discardErr == nil {
-			m.o.Observer.Discarded(done)
-		}
-	}
-	m.settled(done.CopiedBytes())
-	return errors.Join(commitErr, discardErr)
-}
-
-func (m *committer) commit() error {
-	before := m.c.Status()
-	if before.Dirty == 0 {
-		return nil
-	}
-	if err := m.c.Commit(); err != nil {
-		return err
-	}
-	if m.o.Observer != nil {
-		m.o.Observer.Committed(before.DirtyBytes)
-	}
-	return nil
-}
-
-// copied asks for a commit once half a transaction's worth is dirty, so that the
-// other half can be copied while it is committed.
-func (m *committer) copied() {
-	if m.c.Status().DirtyBytes >= m.o.CommitBytes/2 {
-		m.request()
-	}
-}
-
-// request asks for a commit soon.
-func (m *committer) request() {
+// request asks for a step soon.
+func (l *loop) request() {
 	select {
-	case m.full <- struct{}{}:
+	case l.due <- struct{}{}:
 	default: // one is due already
 	}
 }
 
-// now has everything that is dirty committed and discarded before it returns.
-func (m *committer) now() error {
+// now waits until a step has been made that began after the call.
+func (l *loop) now() error {
 	reply := make(chan error, 1)
 	select {
-	case m.demands <- reply:
+	case l.demands <- reply:
 		return <-reply
-	case <-m.ended:
-		return errors.New("the commits have ended")
+	case <-l.ended:
+		return errors.Join(errors.New("commits or discards have ended"), l.err)
 	}
 }
 
-// finish ends the loop after a last round.
-func (m *committer) finish() { close(m.finished) }
+// finish has a last step made, and waits for the end.
+func (l *loop) finish() error {
+	close(l.finished)
+	<-l.ended
+	return l.err
+}
+
+// commit is the step of the committing loop.
+func (r *run) commit() error {
+	if r.c.Status().Dirty == 0 {
+		return nil
+	}
+	if err := r.c.Commit(); err != nil {
+		return err
+	}
+	total := r.c.Status().CommittedBytes
+	bytes := total - r.committedBytes
+	r.committedBytes = total
+	r.uncommitted.Release(bytes)
+	if r.o.Observer != nil {
+		r.o.Observer.Committed(bytes)
+	}
+	r.discards.request()
+	return nil
+}
+
+// discard is the step of the discarding loop. The first takes what an earlier
+// process committed and did not get to discard.
+func (r *run) discard() error {
+	done := r.c.TakeCommitted()
+	defer r.twice.Release(done.CopiedBytes())
+	if r.o.Space != nil {
+		r.o.Space.Sample()
+	}
+	if !r.o.DiscardSource || r.c.Mode() != clone.ReadWrite {
+		return nil // after a failed commit, which has its own error, nothing is discarded
+	}
+	// Not cancellable: readers end by themselves, and a half-known discard would
+	// only have to be repeated.
+	if err := r.c.DiscardSource(context.Background(), done); err != nil {
+		return err
+	}
+	if r.o.Observer != nil && done.Regions() > 0 {
+		r.o.Observer.Discarded(done)
+	}
+	return nil
+}

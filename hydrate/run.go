@@ -26,32 +26,31 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	if err := o.check(c); err != nil {
 		return err
 	}
-	r := &run{
-		c:       c,
-		o:       o,
-		commits: newCommitter(c, o),
-	}
 	transactionBytes := max(o.CommitBytes, c.Geometry.RegionBytes())
-	r.uncommitted = semaphore.NewWeighted(transactionBytes)
-	r.twice = semaphore.NewWeighted(2 * transactionBytes)
-	r.commits.committed = r.uncommitted.Release
-	r.commits.settled = r.twice.Release
+	r := &run{
+		c: c, o: o,
+		uncommitted: semaphore.NewWeighted(transactionBytes),
+		twice:       semaphore.NewWeighted(2 * transactionBytes),
+	}
+	r.commits = newLoop(r.commit, o.CommitPeriod)
+	r.discards = newLoop(r.discard, 0)
+	r.discards.request()
 
-	// Errors of the committer end the copying; the copying's end ends the committer.
+	// An error of a loop ends the copying; the copying's end ends the loops.
 	copying, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	done := make(chan error, 1)
-	go func() {
-		err := r.commits.loop()
-		if err != nil {
-			stop(err)
-		}
-		done <- err
-	}()
+	for _, l := range []*loop{r.commits, r.discards} {
+		go l.run()
+		go func() {
+			<-l.ended
+			stop(l.err)
+		}()
+	}
 	err := r.copyAll(copying)
-	r.commits.finish()
-	if commitErr := <-done; commitErr != nil && !errors.Is(err, commitErr) {
-		err = errors.Join(commitErr, err)
+	for _, l := range []*loop{r.commits, r.discards} {
+		if loopErr := l.finish(); loopErr != nil && !errors.Is(err, loopErr) {
+			err = errors.Join(loopErr, err)
+		}
 	}
 	if err != nil {
 		return err
@@ -65,9 +64,11 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 // run is the state of one Run. The planner is a single goroutine: the one that
 // called Run.
 type run struct {
-	c       *clone.Clone
-	o       Options
-	commits *committer
+	c *clone.Clone
+	o Options
+
+	commits, discards *loop
+	committedBytes    int64 // released from uncommitted so far; of the committing loop
 
 	// uncommitted bounds the bytes that a crash makes us copy again: what is in
 	// flight or dirty. One full transaction fits.
@@ -163,9 +164,17 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 		if err != nil {
 			fail(err)
 		}
-		r.commits.copied()
+		r.copied()
 		return nil
 	})
+}
+
+// copied asks for a commit once half a transaction's worth is dirty, so that the
+// other half can be copied while it is committed.
+func (r *run) copied() {
+	if r.c.Status().DirtyBytes >= r.o.CommitBytes/2 {
+		r.commits.request()
+	}
 }
 
 // copy hydrates a range. What cannot be read is tried once more region by region,

@@ -2,6 +2,7 @@ package hydrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 	if ctx.Err() != nil {
 		return within, context.Cause(ctx)
 	}
-	if err := r.commits.now(); err != nil {
+	if err := errors.Join(r.commits.now(), r.discards.now()); err != nil {
 		return within, err
 	}
 	waiting := false
