@@ -30,7 +30,9 @@ NEED_MOUNT := losetup:mount mount:mount truncate:coreutils mkfs.ext4:e2fsprogs
 NEED_DEMO  := $(NEED_BUILD) $(NEED_MOUNT) e2fsck:e2fsprogs
 NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs \
               fusermount3:fuse3 spin:spin strace:strace sqlite3:sqlite3 swapon:mount \
-              mkswap:util-linux prlimit:util-linux addpart:util-linux
+              mkswap:util-linux prlimit:util-linux addpart:util-linux \
+              linux.uml:user-mode-linux insmod:kmod lvs:lvm2 dmsetup:dmsetup \
+              thin_check:thin-provisioning-tools ip:iproute2
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
 NEED_BENCH := $(NEED_DEMO) qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time

@@ -41,6 +41,11 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 		return within, err
 	}
 	waiting := false
+	defer func() {
+		if waiting {
+			r.o.Observer.Waiting("")
+		}
+	}()
 	for deadline := time.Now().Add(spacePatience); ; {
 		if err := r.o.Space.Reclaim(); err != nil {
 			return within, err
@@ -56,7 +61,6 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 		if r.o.Observer != nil && !waiting {
 			waiting = true
 			r.o.Observer.Waiting("space")
-			defer r.o.Observer.Waiting("")
 		}
 		select {
 		case <-ctx.Done():

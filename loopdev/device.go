@@ -64,6 +64,10 @@ type Info struct {
 	// FSType is the file system that the (backing) file lies on, as in
 	// /proc/self/mountinfo; empty for a Block.
 	FSType string
+	// Encrypted, Verity and Compressed are what the file system does with the
+	// (backing) file: fscrypt, fs-verity (which lets nobody write to it), and
+	// compression, as far as the file itself is set to it; see CompressedBytes.
+	Encrypted, Verity, Compressed bool
 	// LogicalBlockBytes is the smallest unit that can be read or written past
 	// the page cache, and no smaller than a block of the loop device.
 	LogicalBlockBytes int64
@@ -150,11 +154,8 @@ func (d *Device) openFile(h *handle) (err error) {
 	if d.main, err = h.reopen(d.access() | unix.O_DIRECT); errors.Is(err, unix.EINVAL) {
 		d.main, err = h.reopen(d.access())
 	}
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w: an immutable or append-only file cannot be opened for writing, see lsattr", err)
-	}
 	if err != nil {
-		return err
+		return h.unopened(err)
 	}
 	if err := d.lock(); err != nil {
 		return err
@@ -165,6 +166,9 @@ func (d *Device) openFile(h *handle) (err error) {
 	}
 	d.info.Dev, d.info.Inode, d.info.Links = h.stat.Dev, h.stat.Ino, uint64(h.stat.Nlink)
 	d.info.UID, d.info.Modified = h.stat.Uid, time.Unix(h.stat.Mtim.Unix())
+	if err := d.info.describeAttributes(d.main); err != nil {
+		return err
+	}
 	if d.info.FSType, err = fileSystemType(d.main); err != nil {
 		return err
 	}

@@ -46,6 +46,11 @@ func (d *Device) discard(off, n int64) error {
 	if first >= end {
 		return nil
 	}
+	if !d.own.IsZero() { // of a killed Discard: as long as its mark tells so
+		if err := d.restoreModified(); err != nil {
+			return err
+		}
+	}
 	err = d.punchInPieces(first, end)
 	// Whether or not it failed, the time is ours to put back.
 	return errors.Join(err, d.restoreModified())
@@ -81,7 +86,7 @@ func (d *Device) checkUntouched() (*unix.Stat_t, error) {
 func (d *Device) punchInPieces(first, end int64) error {
 	for first < end {
 		n := min(punchBytes, end-first)
-		if err := d.touchMark(); err != nil {
+		if err := d.noteDiscarding(true); err != nil {
 			return err
 		}
 		err := onFD(d.main, func(fd int) error {
@@ -111,17 +116,10 @@ func (d *Device) restoreModified() error {
 	if !d.keep {
 		return nil
 	}
-	times := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(d.kept.UnixNano())}
-	err := onFD(d.main, func(fd int) error {
-		_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0)
-		if errno != 0 {
-			return errno
-		}
-		return nil
-	})
+	err := d.setModified(d.kept)
 	if err == nil {
 		d.own = time.Time{}
-		return nil
+		return d.noteDiscarding(false) // after the time, in this order also on the medium
 	}
 	// The time there is now is of our own making, the next Discard may go on.
 	var st unix.Stat_t
@@ -141,9 +139,9 @@ const (
 )
 
 // UnchangedSince says whether nobody has written to the file since its
-// modification time was kept. Where the time is another one, but as near to that
-// of the mark as only a Discard leaves it that was killed, the change is our own:
-// Discard accepts it, and restores the kept time. A block device has no
+// modification time was kept. Where the time is another one, but the mark tells of
+// a Discard that was killed, at a moment as near as that leaves it, the change is
+// our own: Discard accepts it, and restores the kept time. A block device has no
 // modification time, for it the answer is always yes.
 func (d *Device) UnchangedSince(kept time.Time) (bool, error) {
 	if d.info.Kind == Block {
@@ -163,7 +161,7 @@ func (d *Device) UnchangedSince(kept time.Time) (bool, error) {
 	if err != nil || !marked {
 		return false, d.failure("read the mark of", 0, 0, err)
 	}
-	if modified.Before(mark.Since.Add(-beforeMark)) || modified.After(mark.Since.Add(afterMark)) {
+	if !mark.Discarding || modified.Before(mark.Since.Add(-beforeMark)) || modified.After(mark.Since.Add(afterMark)) {
 		return false, nil
 	}
 	d.own = modified

@@ -204,6 +204,19 @@ func TestFault5KilledPunchIsOurOwn(t *testing.T) {
 	if mark.ID != "m" || mark.Role != "source" || mark.Tx != 3 || time.Since(mark.Since) > time.Minute {
 		t.Errorf("the mark is %+v now", mark)
 	}
+	// Nothing was killed any more: whoever changes the file is somebody else, also
+	// at the very moment of our own last punch.
+	for _, delay := range []time.Duration{-500 * time.Millisecond, 0, 50 * time.Millisecond} {
+		must(t, os.Chtimes(path, kept, mark.Since.Add(delay)))
+		if ok, err := d.UnchangedSince(kept); ok || err != nil {
+			t.Errorf("modified by somebody %v after the mark: %v, %v", delay, ok, err)
+		}
+	}
+
+	must(t, d.punchInPieces(128<<10, 192<<10)) // killed once more
+	mark, _, err = d.ReadMark()
+	must(t, err)
+	must(t, d.WriteMark(Mark{ID: "m", Role: "source", Tx: 4, Since: time.Now().Add(time.Hour)})) // by the next run, before its first punch
 	for delay, want := range map[time.Duration]bool{
 		-1500 * time.Millisecond: false, -500 * time.Millisecond: true,
 		50 * time.Millisecond: true, 200 * time.Millisecond: false,

@@ -166,11 +166,12 @@ func (d *Device) SharedBytes() (int64, error) {
 
 // The FIEMAP ioctl, from linux/fiemap.h.
 const (
-	fiemapRequest      = 0xc020660b // FS_IOC_FIEMAP
-	fiemapFlagSync     = 0x1
-	fiemapExtentLast   = 0x1
-	fiemapExtentShared = 0x2000
-	fiemapExtents      = 256 // asked for in one call
+	fiemapRequest       = 0xc020660b // FS_IOC_FIEMAP
+	fiemapFlagSync      = 0x1
+	fiemapExtentLast    = 0x1
+	fiemapExtentEncoded = 0x8
+	fiemapExtentShared  = 0x2000
+	fiemapExtents       = 256 // asked for in one call
 )
 
 type fiemapHeader struct {

@@ -85,7 +85,7 @@ func TestFault9DirtyPageOverReservedSpace(t *testing.T) {
 		path := filepath.Join(dirOn(t, fsType), "reserved")
 		f, err := os.Create(path)
 		must(t, err)
-		defer f.Close()
+		t.Cleanup(func() { f.Close() })
 		must(t, unix.Fallocate(int(f.Fd()), 0, 0, 1<<20))
 		must(t, f.Sync())
 		d := openDevice(t, path, Options{})

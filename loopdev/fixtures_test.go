@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ var fileSystems = struct {
 	root   string
 	points map[string]string
 	undo   []func()
+	dirs   int
 }{points: map[string]string{}}
 
 func TestMain(m *testing.M) {
@@ -103,8 +105,9 @@ func dirOn(t testing.TB, fsType string) string {
 		})
 		fileSystems.points[fsType] = point
 	}
-	dir, err := os.MkdirTemp(point, "test-*")
-	must(t, err)
+	fileSystems.dirs++
+	dir := filepath.Join(point, fmt.Sprintf("test-%d", fileSystems.dirs))
+	must(t, os.Mkdir(dir, 0o755))
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
@@ -115,8 +118,8 @@ func makeFileSystem(t testing.TB, fsType, image string) {
 		must(t, os.WriteFile(image, nil, 0o600))
 		must(t, os.Truncate(image, mkfs[fsType].bytes))
 	}
-	args := append(mkfs[fsType].args, image)
-	run(t, args[0], args[1:]...)
+	args := mkfs[fsType].args
+	run(t, args[0], slices.Concat(args[1:], []string{image})...)
 }
 
 // attach makes a loop device over the file or block device.

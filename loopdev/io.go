@@ -65,7 +65,7 @@ func (d *Device) readFull(b []byte, at int64) (int, error) {
 	if n == len(b) {
 		return n, nil
 	}
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		err = fmt.Errorf("only %d bytes are there, the medium ends before the device does: %w", n, io.ErrUnexpectedEOF)
 	}
 	return n, err
@@ -76,7 +76,8 @@ func (d *Device) readFull(b []byte, at int64) (int, error) {
 func (d *Device) readDirect(b []byte, at int64) (int, error) {
 	total := 0
 	for len(b) > 0 {
-		n, got, err := 0, 0, error(nil)
+		var n, got int
+		var err error
 		if body := d.alignedBody(b, at); body > 0 {
 			n = body
 			got, err = d.readUnits(b[:n], at)
@@ -171,12 +172,11 @@ func (d *Device) writeFull(b []byte, at int64) (int, error) {
 	}
 	total := 0
 	for len(b) > 0 {
-		n, written, err := 0, 0, error(nil)
+		var n, written int
+		var err error
 		if body := d.alignedBody(b, at); body > 0 {
 			n = body
-			if err = d.provision(at, int64(n)); err == nil {
-				written, err = d.main.WriteAt(b[:n], at)
-			}
+			written, err = d.main.WriteAt(b[:n], at)
 		} else {
 			n = d.unalignedPart(b, at)
 			written, err = d.writePiece(b[:n], at)
@@ -188,23 +188,6 @@ func (d *Device) writeFull(b []byte, at int64) (int, error) {
 		b, at = b[n:], at+int64(n)
 	}
 	return total, nil
-}
-
-// provisionBytes is the shortest write for which provision pays.
-const provisionBytes = 256 << 10
-
-// provision gives a range of a file its blocks before it is written. ext4 makes
-// direct writes into holes wait for one another, and lets those into blocks that
-// exist run side by side. It is an optimisation: what it cannot do, the write does.
-func (d *Device) provision(at, n int64) error {
-	if d.info.FSType != "ext4" || n < provisionBytes {
-		return nil
-	}
-	err := onFD(d.main, func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, at, n) })
-	if unsupported(err) {
-		return nil
-	}
-	return err
 }
 
 // writePiece writes what is not aligned in memory or on the medium. Its whole

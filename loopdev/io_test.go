@@ -225,7 +225,7 @@ func TestFault2GrownFile(t *testing.T) {
 			t.Errorf("%d bytes", d.Bytes())
 		}
 		sameBytes(t, "the device", readAll(t, d), content)
-		if _, err := d.ReadAt(make([]byte, 1), 1<<20); err != io.EOF {
+		if _, err := d.ReadAt(make([]byte, 1), 1<<20); !errors.Is(err, io.EOF) {
 			t.Error(err)
 		}
 		must(t, os.Truncate(path, 1<<20))
@@ -292,7 +292,7 @@ func TestRangesOutsideAreRefused(t *testing.T) {
 			}
 		}
 	}
-	if n, err := d.ReadAt(make([]byte, 8193), 0); n != 8192 || err != io.EOF {
+	if n, err := d.ReadAt(make([]byte, 8193), 0); n != 8192 || !errors.Is(err, io.EOF) {
 		t.Errorf("read over the end: %d, %v", n, err)
 	}
 	if _, err := d.ReadAt(make([]byte, 1), -1); !errors.Is(err, unix.EINVAL) {

@@ -16,7 +16,13 @@ type Mark struct {
 	Role  string    `json:"role"`  // what the file is to it
 	Tx    uint64    `json:"tx"`    // the highest transaction whose discards may have begun
 	Since time.Time `json:"since"` // when it was written, or the last Discard began
+	// Discarding: a Discard has begun and has not put the modification time back.
+	Discarding bool `json:"discarding,omitempty"`
 }
+
+// GivingRole is the role of a file that is being emptied, so that its holes are no
+// data.
+const GivingRole = "source"
 
 // The attribute that any file system with attributes can hold, and the one for
 // those that have none for users.
@@ -46,6 +52,9 @@ func (d *Device) writeMark(m Mark) error {
 	if marked && old.ID != m.ID {
 		return fmt.Errorf("%w: %s, as %s since %s", ErrMarked, old.ID, old.Role, old.Since.Format(time.RFC3339))
 	}
+	if old.Discarding { // that has to be put right first, and until then to be known
+		m.Discarding, m.Since = true, old.Since
+	}
 	if err := d.setMark(m); err != nil {
 		return err
 	}
@@ -68,13 +77,17 @@ func (d *Device) setMark(m Mark) error {
 	return because(ErrNoMark, err)
 }
 
-// touchMark moves the mark's time to now, if there is a mark.
-func (d *Device) touchMark() error {
+// noteDiscarding says in the mark, if there is one, that a Discard begins now or has
+// ended.
+func (d *Device) noteDiscarding(begins bool) error {
 	m, marked, err := d.readMark()
-	if err != nil || !marked {
+	if err != nil || !marked || !begins && !m.Discarding {
 		return err
 	}
-	m.Since = time.Now()
+	if begins {
+		m.Since = time.Now()
+	}
+	m.Discarding = begins
 	return d.setMark(m)
 }
 

@@ -1,6 +1,7 @@
 package loopdev
 
 import (
+	"fmt"
 	"time"
 	"unsafe"
 
@@ -8,24 +9,38 @@ import (
 )
 
 // Resize empties a regular file and makes it a hole of the given size. It is
-// durable when it returns nil. Only a File can be resized.
+// durable when it returns nil. Only a File can be resized, and none that carries a
+// mark with GivingRole (ErrMarked): what is left in it exists nowhere else. No other
+// method may be running.
 func (d *Device) Resize(bytes int64) error {
+	return d.failure("resize", 0, 0, d.resize(bytes))
+}
+
+func (d *Device) resize(bytes int64) error {
 	if d.info.Kind != File {
-		return d.failure("resize", 0, 0, ErrWrongType)
+		return ErrWrongType
 	}
 	if !d.write {
-		return d.failure("resize", 0, 0, ErrReadOnly)
+		return ErrReadOnly
 	}
-	for _, size := range []int64{0, bytes} {
+	mark, marked, err := d.readMark()
+	if err != nil {
+		return err
+	}
+	if marked && mark.Role == GivingRole {
+		return fmt.Errorf("%w: it is being emptied by %s", ErrMarked, mark.ID)
+	}
+	// The new size comes first: one that the file system cannot make loses nothing.
+	for _, size := range []int64{bytes, 0, bytes} {
 		if err := onFD(d.main, func(fd int) error { return unix.Ftruncate(fd, size) }); err != nil {
-			return d.failure("resize", 0, 0, err)
+			return err
 		}
 	}
 	d.info.Bytes = bytes
 	if err := d.alignFile(bytes); err != nil {
-		return d.failure("resize", 0, 0, err)
+		return err
 	}
-	return d.failure("resize", 0, 0, d.sync(unix.Fsync))
+	return d.sync(unix.Fsync)
 }
 
 // SetModified gives the (backing) file a modification time. A block device has

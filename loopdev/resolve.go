@@ -73,6 +73,21 @@ func (h *handle) reopen(flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), h.path), nil
 }
 
+// unopened names the reason why the file cannot be opened, where it is none of its
+// permissions.
+func (h *handle) unopened(err error) error {
+	var i Info
+	switch {
+	case errors.Is(err, unix.ENOKEY):
+		return fmt.Errorf("%w: it is encrypted, and its directory is locked", err)
+	case !errors.Is(err, unix.EPERM):
+		return err
+	case i.describeAttributes(h.file) == nil && i.Verity:
+		return fmt.Errorf("%w: fs-verity protects it against every change", err)
+	}
+	return fmt.Errorf("%w: an immutable or append-only file cannot be opened for writing, see lsattr", err)
+}
+
 func setFlag(fd, flag int, on bool) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {

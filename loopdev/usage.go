@@ -74,7 +74,7 @@ func (s *search) run() (err error) {
 	if err := s.start(); err != nil {
 		return err
 	}
-	for i := 0; i < len(s.nodes); i++ { // grows while it runs
+	for i := 0; i < len(s.nodes); i++ { //nolint:intrange // the list grows meanwhile
 		if err := s.lookAtNode(s.nodes[i]); err != nil {
 			return err
 		}

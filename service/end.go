@@ -22,6 +22,7 @@ type device interface {
 	clone.Destination
 	AllocatedBytes() (int64, error)
 	SharedBytes() (int64, error)
+	CompressedBytes() (int64, error)
 	FreeBytes() (int64, error)
 	SyncFS() error
 	HoldsData() (bool, error)

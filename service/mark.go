@@ -16,8 +16,8 @@ import (
 
 // The roles that a mark can give its object.
 const (
-	givingRole    = "source"      // it is being emptied: its holes are not data
-	receivingRole = "destination" // it is being filled: it is not whole yet
+	givingRole    = loopdev.GivingRole // it is being emptied: its holes are not data
+	receivingRole = "destination"      // it is being filled: it is not whole yet
 )
 
 // marks reads and writes the mark of an end: on the object itself, or where that

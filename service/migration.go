@@ -119,26 +119,41 @@ func newID() string {
 // marks it as not whole.
 func (m *migration) readyDestination(a *attempt) (err error) {
 	bytes := a.source.Bytes()
-	switch {
-	case m.destination == nil:
+	if m.destination == nil {
 		if m.destination, err = m.s.create(a.target, bytes); err != nil {
-			return err
-		}
-	case m.destination.kind == "file":
-		if err := m.destination.base.Resize(max(bytes, m.destination.Bytes())); err != nil {
-			return err
-		}
-	case m.record.Overwrite && bounded(m.destination):
-		if err := m.destination.Zero(0, m.destination.Bytes()); err != nil {
 			return err
 		}
 	}
 	m.record.DestinationCreated = m.destination.created
-	if mark, ok, err := m.destinationMarks().read(); err != nil {
+	if err := m.takeOffOldMarks(); err != nil {
 		return err
-	} else if ok {
-		// Of a migration that has ended, or that never got as far as a journal; the
-		// latter made the destination.
+	}
+	switch e := m.destination; {
+	case e.created:
+	case e.kind == "file":
+		err = e.base.Resize(max(bytes, e.Bytes()))
+	case m.record.Overwrite && bounded(e):
+		err = e.Zero(0, e.Bytes())
+	}
+	if err != nil {
+		return err
+	}
+	mark := loopdev.Mark{ID: m.id, Role: receivingRole, Since: time.Now()}
+	if m.record.DestinationCreated {
+		mark.Tx = createdByUs
+	}
+	return m.destinationMarks().write(mark)
+}
+
+// takeOffOldMarks takes off what checkMark has let pass: marks of migrations that
+// have ended, or that never got as far as a journal. The latter tell whether they
+// have made the destination.
+func (m *migration) takeOffOldMarks() error {
+	mark, ok, err := m.destinationMarks().read()
+	if err != nil {
+		return err
+	}
+	if ok {
 		if _, err := os.Stat(m.s.journalPath(mark.ID)); errors.Is(err, os.ErrNotExist) {
 			m.record.DestinationCreated = m.record.DestinationCreated || mark.Tx == createdByUs
 		}
@@ -146,16 +161,19 @@ func (m *migration) readyDestination(a *attempt) (err error) {
 			return err
 		}
 	}
-	if _, ok, err := m.sourceMarks().read(); err != nil || ok {
-		if err := errors.Join(err, m.sourceMarks().remove()); err != nil {
-			return err // checkMark has found that its migration has ended
-		}
+	return m.takeOffOldSourceMark()
+}
+
+func (m *migration) takeOffOldSourceMark() error {
+	mark, ok, err := m.sourceMarks().read()
+	if err != nil || !ok || mark.ID == m.id {
+		return err
 	}
-	mark := loopdev.Mark{ID: m.id, Role: receivingRole, Since: time.Now()}
-	if m.record.DestinationCreated {
-		mark.Tx = createdByUs
+	err = m.sourceMarks().remove()
+	if errors.Is(err, loopdev.ErrReadOnly) {
+		return nil // a copy leaves its source alone, and each run judges the mark anew
 	}
-	return m.destinationMarks().write(mark)
+	return err
 }
 
 // createdByUs stands in the mark of a destination that the migration has made,
@@ -205,6 +223,9 @@ func (a *attempt) resume() (_ *migration, err error) {
 	m.record.RegionBytes = a.plan.RegionBytes
 	if a.known.state.Phase == journal.Done {
 		m.record.Options = a.known.record.Options // nothing is left that others could change
+	}
+	if err := m.takeOffOldSourceMark(); err != nil {
+		return m, refuse(m.source.name, "an old mark cannot be taken off", "", err)
 	}
 	if err := m.saveRecord(); err != nil {
 		return m, refuse(m.id, "its journal cannot be written", "", err)

@@ -69,13 +69,28 @@ func (s *Service) openByID(id string) (_ *migration, err error) {
 		return nil, err
 	}
 	m.destination, err = s.openIdentity(sb.Destination)
-	if state.Phase == journal.Reversed && err != nil {
-		return m, nil // it has been released already
+	if state.Phase == journal.Reversed || state.Phase == journal.Cancelled {
+		return m, nil // the ends are their owner's again, and the destination may be gone
 	}
 	if err != nil {
 		return nil, err
 	}
+	if err := m.checkSizes(); err != nil {
+		return nil, err
+	}
 	return m, m.checkMarksByID(state)
+}
+
+// checkSizes refuses ends that have become too small for what the journal knows to
+// be in them.
+func (m *migration) checkSizes() error {
+	want := m.journal.Superblock().Geometry.DeviceBytes()
+	for _, e := range []*end{m.source, m.destination} {
+		if have := e.Bytes(); have < want {
+			return refuse(e.name, fmt.Sprintf("has shrunk to %d bytes, migration %s needs %d", have, m.id, want), "give it its size back", nil)
+		}
+	}
+	return nil
 }
 
 // openIdentity opens an end where the journal says it is, and refuses another

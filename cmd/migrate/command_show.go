@@ -97,7 +97,7 @@ func regionShare(part, whole uint64) string {
 	return fmt.Sprintf("%d%% (%d regions)", percent(float64(part), float64(whole)), part)
 }
 
-func writeTransactions(to io.Writer, transactions []service.Transaction) {
+func writeTransactions(to *bytes.Buffer, transactions []service.Transaction) {
 	if len(transactions) == 0 {
 		return
 	}
@@ -115,7 +115,7 @@ func writeTransactions(to io.Writer, transactions []service.Transaction) {
 }
 
 // writeRanges lists byte ranges with what is wrong in them.
-func writeRanges(to io.Writer, ranges []service.BadBytes) {
+func writeRanges(to *bytes.Buffer, ranges []service.BadBytes) {
 	for _, r := range ranges[:min(len(ranges), shownRanges)] {
 		fmt.Fprintf(to, "  offset %d, %s: %s\n", r.Offset, exactBytes(r.Bytes), escapeControls(r.Error))
 	}

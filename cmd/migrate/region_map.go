@@ -1,8 +1,8 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
-	"io"
 	"strings"
 
 	"decant/service"
@@ -47,7 +47,7 @@ func (l mapLayout) cellsInRow() int { return max(mapFewestCells, l.width-mapLabe
 func (l mapLayout) cells() int { return l.cellsInRow() * mapRows }
 
 // draw draws a device of so many bytes, which the cells share evenly, and a legend.
-func (l mapLayout) draw(to io.Writer, cells []service.Cell, deviceBytes int64) {
+func (l mapLayout) draw(to *bytes.Buffer, cells []service.Cell, deviceBytes int64) {
 	row := l.cellsInRow()
 	for first := 0; first < len(cells); first += row {
 		offset := int64(float64(deviceBytes) * float64(first) / float64(len(cells)))
@@ -60,7 +60,7 @@ func (l mapLayout) draw(to io.Writer, cells []service.Cell, deviceBytes int64) {
 	l.drawLegend(to)
 }
 
-func (l mapLayout) drawLegend(to io.Writer) {
+func (l mapLayout) drawLegend(to *bytes.Buffer) {
 	used := 0
 	for _, s := range mapSymbols {
 		entry := "  " + l.symbol(s.state) + " " + s.state
