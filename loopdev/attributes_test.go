@@ -78,7 +78,7 @@ func TestFault14EncryptedFile(t *testing.T) {
 		t.Fatalf("%v", names)
 	}
 	_, err = Open(filepath.Join(dir, names[0].Name()), Options{})
-	if !errors.Is(err, unix.ENOKEY) || !strings.Contains(err.Error(), "encrypted") {
+	if !errors.Is(err, unix.ENOKEY) || !strings.Contains(err.Error(), "its directory is locked") {
 		t.Errorf("locked: %v", err)
 	}
 }

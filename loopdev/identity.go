@@ -26,10 +26,10 @@ func fileKey(f *os.File) (string, error) {
 		generation, err = unix.IoctlGetUint32(fd, getVersionRequest)
 		return err
 	})
-	if err == nil { // many file systems have none, and the key is good without
-		key += fmt.Sprintf(":g%d", generation)
+	if unsupported(err) { // many file systems have none, and the key is good without
+		return key, nil
 	}
-	return key, nil
+	return key + fmt.Sprintf(":g%d", generation), err
 }
 
 // getVersionRequest is FS_IOC_GETVERSION, _IOR('v', 1, long).

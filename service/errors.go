@@ -2,7 +2,6 @@ package service
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 )
 
@@ -36,7 +35,7 @@ func (e *Error) Error() string {
 	}
 	b.WriteString(e.Problem)
 	if e.Err != nil {
-		fmt.Fprintf(&b, ": %v", e.Err)
+		b.WriteString(": " + strings.ReplaceAll(e.Err.Error(), "\n", "; ")) // joined errors are lines
 	}
 	if e.State != "" {
 		b.WriteString("; " + e.State)

@@ -72,28 +72,47 @@ func (a *attempt) proveSpace(data int64) (SpaceProof, error) {
 		p.Verdict = "the destination is a block device, its space is its own"
 		return p, nil
 	}
-	p.ReserveBytes = reserve(free)
+	fsType := a.receivingFSType(same)
+	p.ReserveBytes = reserve(free, fsType)
 	p.AvailableBytes = free - p.ReserveBytes
 	if data > 0 {
 		p.SlackBytes = min(max(data/512, 1<<20), 64<<20)
 	}
 	p.NeededExtraBytes = data + p.SlackBytes
-	human := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
 	if o.DiscardSource && same {
-		window := 2 * max(o.CommitBytes, a.plan.RegionBytes)
-		p.NeededExtraBytes = min(data, window) + p.SlackBytes
-		if p.NeededExtraBytes > p.AvailableBytes && p.AvailableBytes >= 2*a.plan.RegionBytes {
-			p.LimitedTransactions = true
-			p.Verdict = fmt.Sprintf("fits: %s are available, so that transactions are kept smaller than %s", human(p.AvailableBytes), human(o.CommitBytes))
-			return p, nil
+		if fsType == btrfs && data > 0 {
+			p.SlackBytes += btrfsExtentBytes
 		}
+		p.NeededExtraBytes = min(data, 2*max(o.CommitBytes, a.plan.RegionBytes)) + p.SlackBytes
+		smallest := p.SlackBytes + 2*a.plan.RegionBytes
+		p.LimitedTransactions = p.NeededExtraBytes > p.AvailableBytes && p.AvailableBytes >= smallest
 	}
-	if p.NeededExtraBytes <= p.AvailableBytes {
-		p.Verdict = fmt.Sprintf("fits: at most %s of extra space, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
-	} else {
-		p.Verdict = fmt.Sprintf("does not fit: %s of extra space are needed, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
-	}
+	p.Verdict = p.words(o.CommitBytes)
 	return p, nil
+}
+
+// words is the proof as a sentence.
+func (p SpaceProof) words(commitBytes int64) string {
+	human := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
+	switch {
+	case p.LimitedTransactions:
+		return fmt.Sprintf("fits: %s are available, so that transactions are kept smaller than %s", human(p.AvailableBytes), human(commitBytes))
+	case p.NeededExtraBytes <= p.AvailableBytes:
+		return fmt.Sprintf("fits: at most %s of extra space, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
+	}
+	return fmt.Sprintf("does not fit: %s of extra space are needed, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
+}
+
+// receivingFSType is the file system that will hold the destination, as far as it
+// is known before there is one.
+func (a *attempt) receivingFSType(same bool) string {
+	switch {
+	case a.destination != nil:
+		return a.destination.Info().FSType
+	case same:
+		return a.source.Info().FSType
+	}
+	return ""
 }
 
 // room is the free space that the destination can take, whether it is bounded, and
@@ -128,7 +147,8 @@ func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeByte
 		return 0, true, false, err
 	}
 	if left := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes; left < data {
-		return left, true, false, nil
+		within := a.source.pool != nil && a.source.pool.Name() == a.target.pool
+		return left, true, within, nil
 	}
 	free, dev, err := freeBytesAt(info.Dir)
 	return free, true, onSource(dev), err

@@ -56,7 +56,7 @@ func (a *attempt) checkFresh() error {
 }
 
 func (a *attempt) checkSource() error {
-	e, info := a.source, a.source.Info()
+	e := a.source
 	if e.Bytes() == 0 {
 		return refuse(e.name, "is empty, there is nothing to move", "check the path", nil)
 	}
@@ -66,20 +66,28 @@ func (a *attempt) checkSource() error {
 	if err := checkUnused(e, a.request.Options.DiscardSource); err != nil {
 		return err
 	}
-	if !a.request.Options.DiscardSource {
-		return nil
+	if err := a.checkOwned(); err != nil || !a.request.Options.DiscardSource {
+		return err
 	}
+	if err := checkPlace(e); err != nil {
+		return err
+	}
+	return checkPunch(e)
+}
+
+// checkOwned refuses to empty a file that is not this user's alone.
+func (a *attempt) checkOwned() error {
+	e, info := a.source, a.source.Info()
 	switch {
+	case !a.request.Options.DiscardSource:
+		return nil
 	case info.Kind != loopdev.Block && info.Links > 1:
 		return refuse(e.name, fmt.Sprintf("has %d names (hard links); emptying it would empty it under all of them", info.Links),
 			"remove the other names (find -samefile), or leave off --discard-src", nil)
 	case info.Kind != loopdev.Block && os.Geteuid() != 0 && int(info.UID) != os.Geteuid():
 		return refuse(e.name, "belongs to another user", "run as its owner or as root, or leave off --discard-src", nil)
 	}
-	if err := checkPlace(e); err != nil {
-		return err
-	}
-	return checkPunch(e)
+	return nil
 }
 
 // checkPlace refuses an end that any user could take away from under its name, and
@@ -161,7 +169,14 @@ func (a *attempt) checkParent() error {
 	if a.target.pool != "" {
 		return nil
 	}
-	return checkDirectory(a.target.name, filepath.Dir(a.target.path))
+	dir := filepath.Dir(a.target.path)
+	if err := checkDirectory(a.target.name, dir); err != nil {
+		return err
+	}
+	if err := unix.Access(dir, unix.W_OK); err != nil {
+		return refuse(a.target.name, "no destination can be made in "+dir, "take another place", err)
+	}
+	return nil
 }
 
 // checkResume refuses ends that are not what they were when the migration stopped.
@@ -180,6 +195,9 @@ func (a *attempt) checkResume() error {
 		return a.checkRepeat()
 	}
 	if err := checkUnused(a.source, a.request.Options.DiscardSource); err != nil {
+		return err
+	}
+	if err := a.checkOwned(); err != nil {
 		return err
 	}
 	return a.checkUnchanged()

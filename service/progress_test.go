@@ -147,11 +147,10 @@ func TestReporterTellsWhatItObserves(t *testing.T) {
 	defer func() { s.must(m.Close()) }()
 	state, err := m.journal.Load()
 	s.must(err)
-	r, err := m.wire(state)
+	var log recorder
+	r, err := m.wire(state, newMailbox(log.sink))
 	s.must(err)
 	defer r.clone.Close()
-	var log recorder
-	r.mail = newMailbox(log.sink)
 	r.Waiting("space")
 	r.Waiting("space") // it is known already
 	r.Waiting("")

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"decant/loopdev"
 )
 
 // wantBack fails the test unless the source is what it was, and the destination that
@@ -163,4 +165,18 @@ func TestFault95CancelAfterADiscard(t *testing.T) {
 	s.migrate("image", "moved", moving())
 	s.wantRefused("is done", func() error { return s.Cancel(context.Background(), id) })
 	s.wantContent("moved", content)
+}
+
+// A discard that may have begun counts as one, also if it was never noted.
+func TestFault95CancelAfterAMark(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.image("image", 4*mib)
+	o := slowly()
+	o.DiscardSource = false
+	id := s.interrupt("image", "moved", o, committed).last().ID
+	d, err := loopdev.Open(s.path("image"), loopdev.Options{Write: true})
+	s.must(err)
+	s.must(errors.Join(d.WriteMark(loopdev.Mark{ID: id, Role: givingRole, Tx: 1}), d.Close()))
+	s.wantRefused("were emptied already", func() error { return s.Cancel(context.Background(), id) })
 }

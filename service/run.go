@@ -26,16 +26,18 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	if err != nil {
 		return m.failure(err)
 	}
-	r, err := m.wire(state)
-	if err != nil {
-		return m.failure(err)
-	}
 	if sink == nil {
 		sink = func(Event) {}
 	}
+	mail := newMailbox(sink)
+	defer mail.finish()
+	r, err := m.wire(state, mail)
+	if err != nil {
+		err = m.stopped(ctx, err)
+		m.tellUnbegun(mail, err)
+		return err
+	}
 	defer r.clone.Close()
-	r.mail = newMailbox(sink)
-	defer r.mail.finish()
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -54,6 +56,15 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	return err
 }
 
+// tellUnbegun tells of a run that ended before there was anything to count.
+func (m *migration) tellUnbegun(mail *mailbox, err error) {
+	e := Event{Event: Started, ID: m.id, Time: time.Now(), Phase: m.workPhase(), BytesTotal: m.journal.Superblock().Geometry.DeviceBytes(),
+		Source: m.source.name, Destination: m.destination.name, Resumed: m.resumed}
+	mail.post(e)
+	e = Event{Event: StoppedRun, ID: m.id, Time: time.Now(), Phase: e.Phase, BytesTotal: e.BytesTotal, Reason: err.Error(), Hint: HintOf(err)}
+	mail.post(e)
+}
+
 // giver and taker are the ends by what they do in a direction.
 func (m *migration) roles(d journal.Direction) (giver, taker *end) {
 	if d == journal.Backward {
@@ -70,10 +81,10 @@ func (m *migration) workPhase() string {
 }
 
 // wire makes the clone of a run, and what measures and reports it.
-func (m *migration) wire(state journal.State) (*reporter, error) {
+func (m *migration) wire(state journal.State, mail *mailbox) (*reporter, error) {
 	giver, taker := m.roles(state.Direction)
 	sb := m.journal.Superblock()
-	r := &reporter{m: m, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
+	r := &reporter{m: m, mail: mail, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
 	r.meter = &meter{source: m.source, destination: m.destination, taker: taker, startBytes: sb.SourceStartBytes}
 	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	r.meter.peakBytes.Store(state.PeakExtraBytes)
@@ -82,7 +93,7 @@ func (m *migration) wire(state journal.State) (*reporter, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.meter.reserveBytes = reserve(free)
+		r.meter.reserveBytes = reserve(free, taker.Info().FSType)
 	}
 	mark, err := m.newMarker(giver)
 	if err != nil {

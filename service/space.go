@@ -27,10 +27,21 @@ const (
 )
 
 // reserve is what a run never touches of the free space it finds: room for the
-// metadata of file systems, and for others.
-func reserve(freeBytes int64) int64 {
+// metadata of file systems, and for others. btrfs needs more of it, also to free
+// space, and its own count of what is free lags behind.
+func reserve(freeBytes int64, fsType string) int64 {
+	if fsType == btrfs {
+		return min(max(freeBytes/4, 8*minReserveBytes), 4*maxReserveBytes)
+	}
 	return min(max(freeBytes/16, minReserveBytes), maxReserveBytes)
 }
+
+const (
+	btrfs = "btrfs"
+	// btrfsExtentBytes is the largest extent of btrfs, which gives the space of an
+	// extent back only when no byte of it is in use any more.
+	btrfsExtentBytes = 128 << 20
+)
 
 // bounded says whether writing to e takes space that could run out.
 func bounded(e *end) bool { return e.kind != "block" }
