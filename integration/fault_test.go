@@ -260,10 +260,11 @@ func TestFault25Hang(t *testing.T) {
 			}
 			r.signal(syscall.SIGINT)
 			time.Sleep(300 * time.Millisecond)
-			if r.hasEnded() {
-				t.Fatalf("it has ended while an operation was under way: %v", r.wait())
+			// The kernel hands the signal to some thread. If that is the one whose
+			// operation hangs, FUSE is told, answers EINTR, and the run can end.
+			if !r.hasEnded() {
+				r.signal(syscall.SIGINT)
 			}
-			r.signal(syscall.SIGINT)
 			begun := time.Now()
 			o := s.want(3, r.wait())
 			if took := time.Since(begun); took > 5*time.Second {
