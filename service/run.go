@@ -58,8 +58,10 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 
 // tellUnbegun tells of a run that ended before there was anything to count.
 func (m *migration) tellUnbegun(mail *mailbox, err error) {
-	e := Event{Event: Started, ID: m.id, Time: time.Now(), Phase: m.workPhase(), BytesTotal: m.journal.Superblock().Geometry.DeviceBytes(),
-		Source: m.source.name, Destination: m.destination.name, Resumed: m.resumed}
+	e := Event{
+		Event: Started, ID: m.id, Time: time.Now(), Phase: m.workPhase(), BytesTotal: m.journal.Superblock().Geometry.DeviceBytes(),
+		Source: m.source.name, Destination: m.destination.name, Resumed: m.resumed,
+	}
 	mail.post(e)
 	e = Event{Event: StoppedRun, ID: m.id, Time: time.Now(), Phase: e.Phase, BytesTotal: e.BytesTotal, Reason: err.Error(), Hint: HintOf(err)}
 	mail.post(e)
