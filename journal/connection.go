@@ -28,22 +28,24 @@ type connection struct {
 	db *sql.DB
 }
 
-type access struct {
-	mode   string // of SQLite's URI
-	txlock string // how BEGIN locks
-}
+// access is the mode of SQLite's URI.
+type access string
 
-var (
-	creating = access{mode: "rwc", txlock: "immediate"}
-	writing  = access{mode: "rw", txlock: "immediate"}
-	reading  = access{mode: "ro", txlock: "deferred"}
+const (
+	creating access = "rwc"
+	writing  access = "rw"
 )
 
 // connect opens the file and gives the connection its settings. It does not set
 // the journal mode: that would change the file before anything is known of it.
-func connect(path string, a access) (connection, error) {
+//
+// From the first access on the connection has the file for itself. SQLite then
+// keeps the index of the log on the heap: as a file in shared memory, -shm, it
+// would kill the process with SIGBUS where the file system has no block for it.
+func connect(path string, mode access) (connection, error) {
 	name := url.URL{Path: path}
-	dsn := "file:" + name.EscapedPath() + "?mode=" + a.mode + "&_txlock=" + a.txlock + "&_synchronous=EXTRA&_busy_timeout=5000"
+	dsn := "file:" + name.EscapedPath() + "?mode=" + string(mode) +
+		"&_locking_mode=EXCLUSIVE&_txlock=immediate&_synchronous=EXTRA&_busy_timeout=5000"
 	db, err := sql.Open("sqlite3", dsn)
 	if err != nil {
 		return connection{}, err
@@ -88,7 +90,8 @@ func (c connection) setSynchronous(level string) error {
 }
 
 // requireDurable makes write-ahead logging sure and reads back what decides
-// whether a commit survives a power loss.
+// whether a commit survives a power loss, and whether the log needs an index in
+// shared memory.
 func (c connection) requireDurable() error {
 	var mode string
 	if err := c.QueryRowContext(background, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
@@ -96,6 +99,12 @@ func (c connection) requireDurable() error {
 	}
 	if mode != "wal" {
 		return fmt.Errorf("journal_mode is %s where wal is needed", mode)
+	}
+	if err := c.QueryRowContext(background, "PRAGMA locking_mode").Scan(&mode); err != nil {
+		return fmt.Errorf("read locking_mode back: %w", err)
+	}
+	if mode != "exclusive" {
+		return fmt.Errorf("locking_mode is %s where exclusive is needed", mode)
 	}
 	for _, need := range []struct {
 		pragma   string

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"database/sql"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -55,7 +56,7 @@ func TestSettingsAreReadBack(t *testing.T) {
 
 // A database in memory stands for a file system on which SQLite cannot log.
 func TestOnlyALogIsDurable(t *testing.T) {
-	c, err := connect(newFile(t), access{mode: "memory", txlock: "immediate"})
+	c, err := connect(newFile(t), access("memory"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,6 +65,65 @@ func TestOnlyALogIsDurable(t *testing.T) {
 	}
 	if err := c.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// fault 57: a connection that shares the file with others has an index in shared
+// memory.
+func TestFault57SharedIndexIsNotAccepted(t *testing.T) {
+	db, err := sql.Open("sqlite3", "file:"+newFile(t)+"?_synchronous=EXTRA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Conn(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := connection{Conn: conn, db: db}
+	if err := c.requireDurable(); err == nil || !strings.Contains(err.Error(), "locking_mode is normal") {
+		t.Error(err)
+	}
+	if err := c.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// fault 60: should somebody ever write in spite of the lock, the one that did not
+// make the change stops.
+func TestFault60ForeignChangeIsNoticed(t *testing.T) {
+	first := region.Range{First: 0, Count: 1}
+	for name, change := range map[string]func(*Journal) error{
+		"commit": func(j *Journal) error {
+			_, err := j.Commit(Transaction{Hydrated: region.NewSet(region.Range{First: 7, Count: 1})})
+			return err
+		},
+		"discard": func(j *Journal) error { return j.MarkDiscarded([]region.Range{first}) },
+		"phase":   func(j *Journal) error { return j.SetPhase(Done) },
+		"reverse": func(j *Journal) error { _, err := j.Reverse(); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			j, err := Open(newFile(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.Commit(Transaction{Hydrated: region.NewSet(first)}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.c.ExecContext(background, `UPDATE state SET generation = generation + 1`); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := change(j); !errors.Is(err, ErrOtherWriter) {
+					t.Errorf("after another's change: %v", err)
+				}
+			}
+			if _, err := j.Load(); !errors.Is(err, ErrOtherWriter) {
+				t.Errorf("load: %v", err)
+			}
+			if err := j.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -31,9 +31,9 @@ var (
 	// not be recorded. The journal takes no further change and has no state to
 	// tell until it is opened anew.
 	ErrUnknownOutcome = errors.New("unknown whether the change was recorded")
-	// ErrOtherWriter: somebody else has changed the journal since it was opened.
-	// Nothing was recorded, and it takes no further change until it is opened
-	// anew.
+	// ErrOtherWriter: somebody else has the journal open, or has changed it since
+	// it was opened. Nothing was recorded, and it takes no further change until it
+	// is opened anew.
 	ErrOtherWriter = errors.New("another process writes to it")
 	// ErrReadOnly: the journal was opened by OpenReadOnly.
 	ErrReadOnly = errors.New("opened for reading only")
@@ -111,7 +111,9 @@ func readFault(err error) (reason error) {
 	var s sqlite3.Error
 	switch {
 	case errors.As(err, &s) && (s.Code == sqlite3.ErrFull || noSpace(s.SystemErrno)):
-		return ErrFull // SQLite needs a log and an index beside the file
+		return ErrFull // SQLite needs a log beside the file
+	case errors.As(err, &s) && s.Code == sqlite3.ErrBusy:
+		return ErrOtherWriter
 	case errors.As(err, &s) && s.Code == sqlite3.ErrNotADB:
 		return ErrNotJournal
 	case errors.As(err, &s) && (s.Code == sqlite3.ErrCorrupt || s.Code == sqlite3.ErrError):

@@ -16,8 +16,9 @@ import (
 // carried out one after the other.
 type Journal struct {
 	path       string
-	readOnly   bool
+	readOnly   bool // c is open on a private copy
 	superblock Superblock
+	file       *openFile // the file that c writes to; nil if readOnly
 
 	mu     sync.Mutex
 	c      connection
@@ -29,26 +30,45 @@ type Journal struct {
 	generation int64
 }
 
-// Open opens a journal for writing. Only one process may have it open so; the
-// caller holds the lock of the migration. It returns only a journal whose commits
-// survive a power loss and whose records agree with each other; the reasons for
-// which it does not are ErrNotJournal, ErrNewer, ErrOlder, ErrDamaged and
-// ErrNotDurable. A file that is no journal is not changed.
-func Open(path string) (*Journal, error) { return open(path, writing) }
+// Open opens a journal for writing. It has the file for itself until Close or the
+// end of the process: whoever else opens it for writing, here or in another process,
+// gets ErrOtherWriter, after up to five seconds. The caller holds the lock of the
+// migration all the same. It returns only a journal whose commits survive a power
+// loss and whose records agree with each other; the other reasons for which it does
+// not are ErrNotJournal, ErrNewer, ErrOlder, ErrDamaged, ErrNotDurable and ErrFull.
+// A file that is no journal is not changed.
+func Open(path string) (*Journal, error) {
+	j, err := named(path)
+	if err != nil {
+		return nil, err
+	}
+	if j.file, err = writers.claim(j.path); err != nil {
+		reason := error(nil)
+		if errors.Is(err, errClaimed) {
+			reason = ErrOtherWriter
+		}
+		return nil, j.fault("open", reason, err)
+	}
+	if j.c, err = connect(j.path, writing); err != nil {
+		return nil, errors.Join(j.fault("open", readFault(err), err), j.file.release())
+	}
+	err = j.recognise()
+	if err == nil {
+		err = j.prepareToWrite()
+	}
+	if err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	return j, nil
+}
 
-// OpenReadOnly opens a journal for a look at it while another process may be
-// writing to it. It holds no lock between calls, and every call shows what was
-// committed last. It checks less than Open, so that a damaged journal can be
-// looked at as far as possible; Check says more. Every change fails with
-// ErrReadOnly.
-func OpenReadOnly(path string) (*Journal, error) { return open(path, reading) }
-
-func open(path string, a access) (*Journal, error) {
+// named is a journal that is not open yet, of a file that may be one.
+func named(path string) (*Journal, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{path: path, readOnly: a == reading}
+	j := &Journal{path: path}
 	// SQLite's own words for a missing file would be "unable to open".
 	info, err := os.Stat(path)
 	if err != nil {
@@ -56,17 +76,6 @@ func open(path string, a access) (*Journal, error) {
 	}
 	if !info.Mode().IsRegular() || info.Size() == 0 {
 		return nil, j.fault("open", ErrNotJournal, fmt.Errorf("it is %v of %d bytes", info.Mode(), info.Size()))
-	}
-	j.c, err = connect(path, a)
-	if err != nil {
-		return nil, j.fault("open", readFault(err), err)
-	}
-	err = j.recognise()
-	if err == nil && !j.readOnly {
-		err = j.prepareToWrite()
-	}
-	if err != nil {
-		return nil, errors.Join(err, j.c.close())
 	}
 	return j, nil
 }
@@ -161,7 +170,7 @@ func (j *Journal) makeDurable() error {
 		return j.fault("open", writeFault(err), err)
 	}
 	if busy != 0 || logged != copied {
-		return j.fault("open", ErrNotDurable, fmt.Errorf("a reader keeps %d of %d pages of the log from being made durable; end it and try again", logged-copied, logged))
+		return j.fault("open", ErrNotDurable, fmt.Errorf("%d of %d pages of the log could not be made durable; end what else uses the file and try again", logged-copied, logged))
 	}
 	return nil
 }
@@ -202,23 +211,12 @@ func closeRows(rows *sql.Rows, err *error) { *err = errors.Join(*err, rows.Close
 func (j *Journal) read(doing string, f func(querier) error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	err := j.readLocked(f)
+	err := f(j.c) // nobody else changes what it reads
 	var known *Error
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
 	return j.fault(doing, readFault(err), err)
-}
-
-func (j *Journal) readLocked(f func(querier) error) error {
-	if !j.readOnly {
-		return f(j.c) // nobody else changes it
-	}
-	tx, err := j.c.BeginTx(background, nil)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f(tx), tx.Rollback())
 }
 
 // Superblock is what the journal belongs to, as it was given to Create.
@@ -236,7 +234,11 @@ func (j *Journal) Close() error {
 		return nil
 	}
 	j.closed = true
-	if err := j.c.close(); err != nil {
+	err := j.c.close()
+	if j.file != nil {
+		err = errors.Join(err, j.file.release())
+	}
+	if err != nil {
 		return j.fault("close", nil, err)
 	}
 	return nil
