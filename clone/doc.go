@@ -39,7 +39,7 @@
 //	I8   The journal belongs to this source and this destination.     package service
 //	I9   The journal does not live on the destination.                package service
 //	I10  A hole or zeros are skipped only where the destination is known to read
-//	     zeros; otherwise they are zeroed.                            put, zero
+//	     zeros; otherwise they are zeroed.                            claim, put, zero
 //	I11  Before the first discard of a transaction the source says durably that it
 //	     may have begun.                                              discardRegions, Marker
 //	I12  Destination data bypasses the page cache.                    packages loopdev, thin

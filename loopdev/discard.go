@@ -75,12 +75,21 @@ func (d *Device) checkUntouched() (*unix.Stat_t, error) {
 	if err := d.whole(&st); err != nil {
 		return nil, err
 	}
+	if d.keep && d.grown(&st) {
+		return nil, fmt.Errorf("%w: it has grown to %d bytes; nothing more is discarded, its data is whole", ErrSourceChanged, st.Size)
+	}
 	modified := time.Unix(st.Mtim.Unix())
 	if d.keep && !modified.Equal(d.kept) && (d.own.IsZero() || !modified.Equal(d.own)) {
 		return nil, fmt.Errorf("%w: at %s, when it should not have changed since %s; nothing more is discarded, its data is whole",
 			ErrSourceChanged, modified.Format(time.RFC3339Nano), d.kept.Format(time.RFC3339Nano))
 	}
 	return &st, nil
+}
+
+// grown says whether the file is longer than when it was opened. That shows also
+// where a Discard has put back the modification time over it.
+func (d *Device) grown(st *unix.Stat_t) bool {
+	return d.info.Kind == File && st.Size > d.info.Bytes
 }
 
 func (d *Device) punchInPieces(first, end int64) error {
@@ -152,6 +161,9 @@ func (d *Device) UnchangedSince(kept time.Time) (bool, error) {
 	var st unix.Stat_t
 	if err := onFD(d.main, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
 		return false, d.failure("look at", 0, 0, err)
+	}
+	if d.grown(&st) {
+		return false, nil
 	}
 	modified := time.Unix(st.Mtim.Unix())
 	if modified.Equal(kept) {

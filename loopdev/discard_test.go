@@ -309,3 +309,27 @@ func TestProbeLeavesNothingIfItFails(t *testing.T) {
 		t.Errorf("%v, %v", left, err)
 	}
 }
+
+// fault 2: a file that grows while a Discard is under way gets its old modification
+// time back, and its size still tells.
+func TestFault2GrowthShowsWithoutTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := openDevice(t, path, Options{Write: true, Exclusive: true})
+	kept := d.Info().Modified
+	d.KeepModified(kept)
+	if err := os.Truncate(path, 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, time.Time{}, kept); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := d.UnchangedSince(kept); same || err != nil {
+		t.Errorf("a file that has grown counts as unchanged: %v, %v", same, err)
+	}
+	if err := d.Discard(0, 64<<10); !errors.Is(err, ErrSourceChanged) {
+		t.Errorf("a file that has grown is discarded: %v", err)
+	}
+}

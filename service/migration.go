@@ -84,13 +84,13 @@ func (m *migration) finishWith(err error) error {
 	return err
 }
 
-// begin makes destination and journal of a new migration. If it fails it leaves at
-// most an empty destination that carries a mark.
+// begin makes destination and journal of a new migration. If it fails, a destination
+// that it made is gone again; a crash may leave one, empty and with a mark.
 func (a *attempt) begin() (_ *migration, err error) {
 	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.Close())
+			err = errors.Join(err, m.unmake(), m.Close())
 		}
 	}()
 	m.record = record{Options: a.request.Options}
@@ -104,9 +104,23 @@ func (a *attempt) begin() (_ *migration, err error) {
 		return m, refuse(a.target.name, "the destination cannot be made", "", err)
 	}
 	if err := m.createJournal(); err != nil {
-		return m, refuse(a.s.journalPath(m.id), "the journal cannot be made", "", err)
+		e := refuse(a.s.journalPath(m.id), "the journal cannot be made", "free space there, or name another directory with --state-dir", err)
+		if m.record.Overwrite && !m.record.DestinationCreated {
+			e.Outcome, e.State = Failed, "the source is whole, the destination was to be overwritten and is empty by now"
+		}
+		return m, e
 	}
 	return m, nil
+}
+
+// unmake deletes a destination that begin made and has no journal for.
+func (m *migration) unmake() error {
+	if m.journal != nil || m.destination == nil || !m.destination.created {
+		return nil
+	}
+	destination := m.destination
+	m.destination = nil
+	return m.s.remove(destination)
 }
 
 func newID() string {

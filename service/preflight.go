@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -117,16 +118,24 @@ func checkDirectory(name, dir string) error {
 // checkUnused refuses an end that somebody else has open. Readers matter only if
 // the bytes are going to be taken from under them.
 func checkUnused(e *end, alsoReaders bool) error {
-	users, err := e.base.UsedBy()
-	if err != nil {
-		return refuse(e.name, "it cannot be seen who uses it", "", err)
-	}
-	for _, u := range users {
-		if u.Kind != loopdev.Reader || alsoReaders {
-			return refuse(e.name, "is in use: "+u.String(), "end that use first; a copy of bytes that change is worth nothing", nil)
+	// A process that has just closed it can have left it open for a moment longer in
+	// a child that it was starting.
+	const attempts, pause = 10, 50 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		users, err := e.base.UsedBy()
+		if err != nil {
+			return refuse(e.name, "it cannot be seen who uses it", "", err)
 		}
+		matters := func(u loopdev.Use) bool { return u.Kind != loopdev.Reader || alsoReaders }
+		i := slices.IndexFunc(users, matters)
+		if i < 0 {
+			return nil
+		}
+		if attempt == attempts {
+			return refuse(e.name, "is in use: "+users[i].String(), "end that use first; a copy of bytes that change is worth nothing", nil)
+		}
+		time.Sleep(pause)
 	}
-	return nil
 }
 
 // checkPunch tries on a file beside the source whether its space can be freed.
