@@ -118,6 +118,9 @@ func (m *migration) unmake() error {
 	if m.journal != nil || m.destination == nil || !m.destination.created {
 		return nil
 	}
+	if _, err := os.Stat(m.s.journalPath(m.id)); !errors.Is(err, os.ErrNotExist) {
+		return nil // it was made all the same, and names this destination: a resume needs both
+	}
 	destination := m.destination
 	m.destination = nil
 	return m.s.remove(destination)
