@@ -36,7 +36,7 @@ type device interface {
 
 var (
 	_ device = (*loopdev.Device)(nil)
-	_ device = (*thin.Volume)(nil)
+	_ device = thin.Volume(nil)
 )
 
 // end is one end of a migration.
@@ -45,7 +45,7 @@ type end struct {
 	name    string          // as the user wrote it
 	kind    string          // file, loop, block, volume
 	base    *loopdev.Device // the device under a volume, or the device itself
-	pool    *thin.Pool      // of a volume
+	pool    thin.Pool       // of a volume
 	volume  string          // name of the volume in its pool
 	created bool            // by this process, or by an earlier one of the same migration
 }
@@ -213,7 +213,7 @@ func (s *Service) openVolume(t target, exclusive bool) (*end, error) {
 	if err != nil {
 		return nil, errors.Join(err, pool.Close())
 	}
-	return &end{device: v, base: v.Device, name: t.name, kind: "volume", pool: pool, volume: t.volume}, nil
+	return &end{device: v, base: v.Base(), name: t.name, kind: "volume", pool: pool, volume: t.volume}, nil
 }
 
 // create makes a new, empty destination of the given size and opens it.

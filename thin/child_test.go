@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 // child prepares a process that does a task with the pool.
-func child(p *Pool, task ...string) *exec.Cmd {
+func child(p *DirectoryPool, task ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childTask+"="+strings.Join(append([]string{p.registry.stateDir, p.name}, task...), " "))
 	cmd.Stderr = os.Stderr
@@ -47,7 +47,7 @@ func mustDie(t *testing.T, cmd *exec.Cmd) {
 
 // runChild does a task: STATE-DIR POOL TASK ARGUMENT...
 func runChild(args []string) error {
-	p, err := NewRegistry(args[0]).Open(args[1])
+	p, err := NewRegistry(args[0]).openNamed(args[1])
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func runChild(args []string) error {
 }
 
 // crashIn starts a change and kills the process after a step of it.
-func crashIn(p *Pool, change, step string) error {
+func crashIn(p *DirectoryPool, change, step string) error {
 	p.crashPoint = func(s string) {
 		if s == step {
 			dieNow()
@@ -99,7 +99,7 @@ func dieNow() {
 
 // fill writes to a volume until the pool is full. It says when it is ready, begins
 // when its standard input ends, and says how much it has written.
-func fill(p *Pool, name string) error {
+func fill(p *DirectoryPool, name string) error {
 	v, err := p.OpenVolume(name, true)
 	if err != nil {
 		return err
@@ -126,7 +126,7 @@ func fill(p *Pool, name string) error {
 }
 
 // hold opens a volume, writes a little, says so, and waits to be killed.
-func hold(p *Pool, name string) error {
+func hold(p *DirectoryPool, name string) error {
 	v, err := p.OpenVolume(name, true)
 	if err != nil {
 		return err

@@ -4,35 +4,105 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"sync"
+	"io"
+	"time"
+
+	"decant/loopdev"
 )
 
-// KindDirectory is the kind of pool that lives in a directory.
-const KindDirectory = "directory"
+// The kinds of pools.
+const (
+	KindDirectory = "directory" // sparse files in a directory
+	KindMapper    = "dm-thin"   // the kernel's, owned by this program
+	KindGroup     = "lvm"       // the kernel's, owned by LVM
+)
 
-// Pool is an open handle of a pool. Its methods may be called concurrently, and
-// several processes may have handles of one pool. A change that a method returned
-// nil for survives a power loss.
-type Pool struct {
-	registry   Registry
-	dir        string
-	name       string
-	uuid       string
-	sizeBytes  int64
-	blockBytes int64
-	catalog    *catalog
-	lock       *lock
-	account    *account
-
-	mu          sync.Mutex
-	openVolumes int
-
-	// crashPoint is called between the steps of every change with the name of the
-	// step that has just ended. Tests end the process there.
-	crashPoint func(step string)
+// Pool is an open handle of a pool of any kind. Its methods may be called
+// concurrently, and several processes may have handles of one pool. A change that a
+// method returned nil for survives a power loss.
+type Pool interface {
+	// Name is the name of the pool.
+	Name() string
+	// Info reads the state of the pool.
+	Info() (PoolInfo, error)
+	// FreeBytes is what could be written into unmapped parts of the pool's volumes
+	// through this handle now.
+	FreeBytes() (int64, error)
+	// Volumes is all volumes of the pool by name, also those that are being created
+	// or deleted at this moment.
+	Volumes() ([]VolumeInfo, error)
+	// Volume is one volume of the pool. It is ErrNotFound if there is none of that
+	// name.
+	Volume(name string) (VolumeInfo, error)
+	// CreateVolume makes a volume that reads as zeros and takes no space. bytes is
+	// its size, which the pool may round up to its unit; blob is kept with it. It is
+	// ErrExists if there is a volume of that name, and ErrInvalid if the arguments
+	// will not do. After a crash there is the whole volume or none.
+	CreateVolume(name string, bytes int64, blob []byte) (VolumeInfo, error)
+	// OpenVolume opens a volume for reading and writing. While it is open the volume
+	// cannot be deleted. An exclusive opening is the only one; it is ErrInUse if
+	// there is any other. It is ErrNotFound if there is no volume of that name.
+	OpenVolume(name string, exclusive bool) (Volume, error)
+	// DeleteVolume removes a volume and gives its space back. It is ErrNotFound if
+	// there is none of that name, and ErrInUse while anybody uses it. After a crash
+	// the volume is whole or gone.
+	DeleteVolume(name string) error
+	// Destroy removes a pool without volumes and ends the use of the handle. It is
+	// ErrNotEmpty while there are volumes.
+	Destroy() error
+	// Close ends the use of the handle. It is ErrInUse, and the handle stays open,
+	// while volumes are open through it.
+	Close() error
 }
+
+// Volume is an open volume of a pool of any kind: a device whose space is the
+// pool's. All methods may be called concurrently; ranges of concurrent writes must
+// not overlap.
+type Volume interface {
+	io.ReaderAt
+	// WriteAt writes p at off. Where the pool has no space for it, the result is
+	// ENOSPC. It is durable after Flush.
+	io.WriterAt
+	Bytes() int64
+	// Zero makes the range read as zeros. It takes no space where unmapping does that.
+	Zero(off, n int64) error
+	// Discard gives the space of the range back to the pool, as far as the range
+	// covers whole blocks of it. What was given back reads as anything.
+	Discard(off, n int64) error
+	// Flush returns nil only if everything written and zeroed before it began
+	// survives a power loss, the pool's own metadata included. After the first
+	// failure it fails for ever.
+	Flush() error
+	// NextData is the first range that may hold data in [off, Bytes()). Without any,
+	// both are Bytes(). What lies outside reads as zeros.
+	NextData(off int64) (start, end int64, err error)
+	ReadsZero(off, n int64) (bool, error)
+	HoldsData() (bool, error)
+	// AllocatedBytes is what the volume takes of its pool; SharedBytes is how much of
+	// that belongs to other volumes as well.
+	AllocatedBytes() (int64, error)
+	SharedBytes() (int64, error)
+	CompressedBytes() (int64, error)
+	// FreeBytes is that of the pool.
+	FreeBytes() (int64, error)
+	// SyncFS makes the pool, and what lies under it, count discarded space as free.
+	SyncFS() error
+	WriteMark(loopdev.Mark) error
+	ReadMark() (loopdev.Mark, bool, error)
+	RemoveMark() error
+	Info() loopdev.Info
+	// Base is the file or block device that the volume is.
+	Base() *loopdev.Device
+	// VolumeInfo describes the volume as it was when it was opened.
+	VolumeInfo() VolumeInfo
+	// Close gives up locks and claims. It does not flush.
+	Close() error
+}
+
+var (
+	_ Pool   = (*DirectoryPool)(nil)
+	_ Volume = (*DirectoryVolume)(nil)
+)
 
 // PoolInfo is what there is to know of a pool at one moment.
 type PoolInfo struct {
@@ -41,204 +111,33 @@ type PoolInfo struct {
 	BlockBytes         int64  `json:"block_bytes"` // unit in which space is allocated
 	DataBlocks         int64  `json:"data_blocks"` // size limit of the pool
 	DataUsedBlocks     int64  `json:"data_used_blocks"`
-	MetadataBlocks     int64  `json:"metadata_blocks"` // 0: the catalog does not count
+	MetadataBlocks     int64  `json:"metadata_blocks"` // of 4096 bytes; 0: the metadata does not count
 	MetadataUsedBlocks int64  `json:"metadata_used_blocks"`
 	ReservedBlocks     int64  `json:"reserved_blocks"`
 	TransactionID      uint64 `json:"transaction_id"` // counts the changes of the catalog
-	Mode               string `json:"mode"`           // rw
-	Volumes            int    `json:"volumes"`        // in whatever state
+	Mode               Mode   `json:"mode"`
+	Volumes            int    `json:"volumes"` // in whatever state
 
 	UUID      string `json:"-"` // the same wherever the pool is carried to
-	Dir       string `json:"-"` // absolute path
+	Dir       string `json:"-"` // of a directory pool, absolute path
 	SizeBytes int64  `json:"-"` // size limit as it was asked for
 }
 
-// CreateDirectory makes a pool of at most sizeBytes in dir and registers it. The
-// directory is made if it is missing, and must be empty. It is ErrExists if there
-// is a pool in dir or under that name, ErrNotEmpty or ErrInvalid if the arguments
-// will not do. After a crash there is a whole pool, to be registered with OpenDir,
-// or none, and the same call succeeds.
-func CreateDirectory(registry Registry, name, dir string, sizeBytes int64) (*Pool, error) {
-	const op = "create pool"
-	if err := ValidateName(name); err != nil {
-		return nil, err
-	}
-	if sizeBytes <= 0 {
-		return nil, &Error{Op: op, Object: name, State: fmt.Sprintf("a size of %d bytes", sizeBytes), Err: ErrInvalid, Hint: "give it at least one block"}
-	}
-	if err := registry.free(op, name); err != nil {
-		return nil, err
-	}
-	_, err := os.Lstat(dir)
-	missing := errors.Is(err, os.ErrNotExist)
-	if err := makeDirs(dir); err != nil {
-		return nil, &Error{Op: op, Object: dir, Err: err}
-	}
-	dir, err = canonicalDir(dir)
-	if err != nil {
-		return nil, &Error{Op: op, Object: dir, Err: err}
-	}
-	if err := fillDirectory(dir, name, sizeBytes); err != nil {
-		if missing {
-			// A refusal changes nothing. Where this fails there is something in it.
-			_ = os.Remove(dir)
-		}
-		return nil, err
-	}
-	return registry.OpenDir(dir)
-}
-
-// openDirectory opens the pool in dir, an absolute path, and settles what a crash
-// left in it.
-func openDirectory(registry Registry, dir string) (*Pool, error) {
-	const op = "open pool"
-	if _, err := os.Lstat(filepath.Join(dir, catalogFile)); err != nil {
-		return nil, &Error{
-			Op: op, Object: dir, State: "holds no pool", Err: notFound(err),
-			Hint: "make one with thinctl pool create NAME --dir DIR --size BYTES",
-		}
-	}
-	blockBytes, err := suitable(op, dir)
-	if err != nil {
-		return nil, err
-	}
-	l, err := newLock(dir, lockFile)
-	if err != nil {
-		return nil, &Error{Op: op, Object: dir, Err: err}
-	}
-	p := &Pool{registry: registry, dir: dir, blockBytes: blockBytes, lock: l, crashPoint: func(string) {}}
-	if err := l.with(p.start); err != nil {
-		return nil, errors.Join(wrap(err, op, dir), l.Close())
-	}
-	return p, nil
-}
-
-// start reads the catalog, settles it, and enrols the handle. The caller holds
-// the pool's lock.
-func (p *Pool) start() (err error) {
-	if p.catalog, err = openCatalog(p.dir); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.catalog.Close())
-		}
-	}()
-	record, err := p.catalog.pool()
-	if err != nil {
-		return err
-	}
-	if record.state == Deleting {
-		gone := &Error{Op: "open pool", Object: record.name, State: "was being destroyed when a crash came; it is gone now", Err: ErrNotFound}
-		return errors.Join(gone, p.registry.bury(record.name, p.dir))
-	}
-	p.name, p.uuid, p.sizeBytes = record.name, record.uuid, record.sizeBytes
-	if err := ValidateName(p.name); err != nil {
-		return err
-	}
-	if err := p.settle(); err != nil {
-		return err
-	}
-	user, err := enroll(p.dir)
-	if err != nil {
-		return err
-	}
-	p.account = &account{dir: p.dir, sizeBytes: p.sizeBytes, blockBytes: p.blockBytes, lock: p.lock, user: user}
-	p.account.settled.L = &p.account.mu
-	return nil
-}
-
-// Close ends the use of the handle. It is ErrInUse, and the handle stays open,
-// while volumes are open through it.
-func (p *Pool) Close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.openVolumes > 0 {
-		return &Error{
-			Op: "close pool", Object: p.name, State: fmt.Sprintf("%d of its volumes are open", p.openVolumes), Err: ErrInUse,
-			Hint: "close them first",
-		}
-	}
-	return errors.Join(p.account.user.leave(), p.catalog.Close(), p.lock.Close())
-}
-
-// Name is the name of the pool.
-func (p *Pool) Name() string { return p.name }
-
-// Info reads the state of the pool.
-func (p *Pool) Info() (PoolInfo, error) {
-	record, err := p.catalog.pool()
-	if err != nil {
-		return PoolInfo{}, &Error{Op: "show pool", Object: p.name, Err: err}
-	}
-	volumes, err := p.catalog.volumes()
-	if err != nil {
-		return PoolInfo{}, &Error{Op: "show pool", Object: p.name, Err: err}
-	}
-	used, err := allocatedBytes(p.dir, p.blockBytes)
-	if err != nil {
-		return PoolInfo{}, &Error{Op: "show pool", Object: p.name, Err: err}
-	}
-	return PoolInfo{
-		Name: p.name, Kind: KindDirectory, BlockBytes: p.blockBytes,
-		DataBlocks: p.sizeBytes / p.blockBytes, DataUsedBlocks: roundUp(used, p.blockBytes) / p.blockBytes,
-		TransactionID: record.transactionID, Mode: "rw", Volumes: len(volumes),
-		UUID: p.uuid, Dir: p.dir, SizeBytes: p.sizeBytes,
-	}, nil
-}
-
-// FreeBytes is what could be written into holes of the pool's volumes through
-// this handle now: what is left of its size and granted to no other handle, or
-// what the file system has left, if that is less.
-func (p *Pool) FreeBytes() (int64, error) {
-	free, err := p.account.freeBytes()
-	if err != nil {
-		return 0, &Error{Op: "count free space", Object: p.name, Err: err}
-	}
-	return free, nil
-}
-
-// Destroy removes a pool without volumes, with its directory if nothing else is in
-// it, and ends the use of the handle. It is ErrNotEmpty while there are volumes and
-// ErrInUse while another handle is open; the handle stays open then. A crash in
-// between is settled when the pool is opened: it is then gone.
-func (p *Pool) Destroy() error {
-	const op = "destroy pool"
-	retired := false
-	err := p.lock.with(func() error {
-		if err := p.settle(); err != nil {
-			return err
-		}
-		if err := p.unused(op); err != nil {
-			return err
-		}
-		if err := p.catalog.retire(); err != nil {
-			return err
-		}
-		retired = true
-		p.crashPoint("recorded deleting pool")
-		return errors.Join(p.account.user.leave(), p.catalog.Close(), p.registry.bury(p.name, p.dir))
-	})
-	if retired {
-		err = errors.Join(err, p.lock.Close())
-	}
-	if errors.Is(err, ErrNotEmpty) {
-		return &Error{Op: op, Object: p.name, State: err.Error(), Err: ErrNotEmpty, Hint: "delete the volumes first; see thinctl list " + p.name}
-	}
-	return wrap(err, op, p.name)
-}
-
-// unused is ErrInUse if another handle of the pool is open. The caller holds the
-// pool's lock.
-func (p *Pool) unused(op string) error {
-	others, err := otherUsers(p.dir, p.account.user)
-	if err != nil {
-		return err
-	}
-	if len(others) > 0 {
-		return &Error{Op: op, Object: p.name, State: "is in use by " + processName(others[0].PID), Err: ErrInUse, Hint: "end that process first"}
-	}
-	return nil
+// VolumeInfo is what there is to know of a volume at one moment.
+type VolumeInfo struct {
+	Pool           string    `json:"pool"`
+	Name           string    `json:"name"`
+	ID             uint64    `json:"id"`      // never used again in this pool
+	ThinID         uint64    `json:"thin_id"` // of the device in a dm-thin pool; elsewhere the same as ID
+	Origin         string    `json:"origin"`  // the volume that it is a snapshot of, or empty
+	SizeBytes      int64     `json:"size_bytes"`
+	MappedBytes    int64     `json:"mapped_bytes"`    // allocated
+	ExclusiveBytes int64     `json:"exclusive_bytes"` // allocated and shared with no other volume
+	ReservedBytes  int64     `json:"reserved_bytes"`
+	Blob           []byte    `json:"blob"` // the user's, at most MaxBlobBytes; base64 in JSON
+	State          State     `json:"state"`
+	Created        time.Time `json:"created"`
+	Path           string    `json:"path"` // absolute path of its file or device
 }
 
 // newUUID is a random UUID of version 4.

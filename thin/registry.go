@@ -57,7 +57,15 @@ func (r Registry) List() ([]string, error) {
 // Open opens a registered pool and settles what a crash left in it. It is
 // ErrNotFound if no pool of that name is registered or its directory is gone, and
 // ErrForeign if the directory holds another pool.
-func (r Registry) Open(name string) (*Pool, error) {
+func (r Registry) Open(name string) (Pool, error) {
+	p, err := r.openNamed(name)
+	if err != nil {
+		return nil, err // and not a Pool around a nil pointer
+	}
+	return p, nil
+}
+
+func (r Registry) openNamed(name string) (*DirectoryPool, error) {
 	const op = "open pool"
 	if err := ValidateName(name); err != nil {
 		return nil, err
@@ -94,7 +102,7 @@ func (r Registry) Open(name string) (*Pool, error) {
 
 // OpenDir opens the pool in dir, and registers it under the name in its catalog.
 // It is ErrExists if another directory is registered under that name.
-func (r Registry) OpenDir(dir string) (*Pool, error) {
+func (r Registry) OpenDir(dir string) (*DirectoryPool, error) {
 	dir, err := canonicalDir(dir)
 	if err != nil {
 		return nil, &Error{Op: "open pool", Object: dir, Err: notFound(err)}
@@ -114,7 +122,7 @@ func (r Registry) OpenDir(dir string) (*Pool, error) {
 // registered, and ErrInUse while a handle of the pool is open.
 func (r Registry) Forget(name string) error {
 	const op = "close pool"
-	p, err := r.Open(name)
+	p, err := r.openNamed(name)
 	switch {
 	case errors.Is(err, ErrInvalid) || errors.Is(err, ErrInUse):
 		return err

@@ -126,7 +126,7 @@ func (c *command) act(f func(r thin.Registry, args []string) error) func(*cobra.
 }
 
 // withPool runs f with the pool of the name, if that is one.
-func withPool(r thin.Registry, name string, f func(*thin.Pool) error) error {
+func withPool(r thin.Registry, name string, f func(thin.Pool) error) error {
 	if err := thin.ValidateName(name); err != nil {
 		return &usageError{err}
 	}
@@ -138,12 +138,12 @@ func withPool(r thin.Registry, name string, f func(*thin.Pool) error) error {
 }
 
 // withVolume runs f with the pool of POOL/VOLUME and the name of the volume.
-func withVolume(r thin.Registry, arg string, f func(p *thin.Pool, volume string) error) error {
+func withVolume(r thin.Registry, arg string, f func(p thin.Pool, volume string) error) error {
 	pool, volume, err := thin.SplitVolume(arg)
 	if err != nil {
 		return &usageError{err}
 	}
-	return withPool(r, pool, func(p *thin.Pool) error { return f(p, volume) })
+	return withPool(r, pool, func(p thin.Pool) error { return f(p, volume) })
 }
 
 // printable shows control characters instead of sending them to a terminal.

@@ -68,7 +68,7 @@ func (c *command) poolListCommand() *cobra.Command {
 		Use: "list", Short: "List the registered pools", Args: cobra.NoArgs,
 		RunE: c.act(func(r thin.Registry, _ []string) error {
 			pools := []poolLine{}
-			failed := eachPool(r, func(p *thin.Pool) error {
+			failed := eachPool(r, func(p thin.Pool) error {
 				line, err := readPool(p)
 				if err == nil {
 					pools = append(pools, line)
@@ -125,7 +125,7 @@ func (c *command) poolDestroyCommand() *cobra.Command {
 
 // eachPool runs f with every registered pool. It goes on after a failure, and says
 // at the end what has failed.
-func eachPool(r thin.Registry, f func(*thin.Pool) error) error {
+func eachPool(r thin.Registry, f func(thin.Pool) error) error {
 	names, err := r.List()
 	if err != nil {
 		return err

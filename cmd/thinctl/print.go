@@ -25,7 +25,7 @@ type named struct {
 	Name string `json:"name"`
 }
 
-func readPool(p *thin.Pool) (poolLine, error) {
+func readPool(p thin.Pool) (poolLine, error) {
 	info, err := p.Info()
 	if err != nil {
 		return poolLine{}, err
@@ -36,7 +36,7 @@ func readPool(p *thin.Pool) (poolLine, error) {
 
 func (l poolLine) usedBytes() int64 { return l.info.DataUsedBlocks * l.info.BlockBytes }
 
-func (c *command) printPool(p *thin.Pool) error {
+func (c *command) printPool(p thin.Pool) error {
 	line, err := readPool(p)
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func (c *command) printPool(p *thin.Pool) error {
 		{"Free", size(line.freeBytes)},
 		{"Block", size(line.info.BlockBytes)},
 		{"Transaction", strconv.FormatUint(line.info.TransactionID, 10)},
-		{"Mode", line.info.Mode},
+		{"Mode", string(line.info.Mode)},
 		{"Volumes", strconv.Itoa(line.info.Volumes)},
 	})
 }

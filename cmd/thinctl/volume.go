@@ -29,7 +29,7 @@ is kept with the volume and means something to you only.`,
 			if err != nil {
 				return err
 			}
-			return withVolume(r, args[0], func(p *thin.Pool, volume string) error {
+			return withVolume(r, args[0], func(p thin.Pool, volume string) error {
 				info, err := p.CreateVolume(volume, bytes, blob)
 				if err != nil {
 					return err
@@ -49,7 +49,7 @@ func (c *command) listCommand() *cobra.Command {
 		Use: "list [POOL]", Short: "List the volumes of one pool or of all", Args: cobra.MaximumNArgs(1),
 		RunE: c.act(func(r thin.Registry, args []string) error {
 			volumes := []thin.VolumeInfo{}
-			collect := func(p *thin.Pool) error {
+			collect := func(p thin.Pool) error {
 				some, err := p.Volumes()
 				volumes = append(volumes, some...)
 				return err
@@ -70,7 +70,7 @@ func (c *command) showCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show POOL/VOL", Short: "Show one volume", Args: cobra.ExactArgs(1),
 		RunE: c.act(func(r thin.Registry, args []string) error {
-			return withVolume(r, args[0], func(p *thin.Pool, volume string) error {
+			return withVolume(r, args[0], func(p thin.Pool, volume string) error {
 				info, err := p.Volume(volume)
 				if err != nil {
 					return err
@@ -85,7 +85,7 @@ func (c *command) deleteCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete POOL/VOL", Short: "Delete a volume that nobody uses", Args: cobra.ExactArgs(1),
 		RunE: c.act(func(r thin.Registry, args []string) error {
-			return withVolume(r, args[0], func(p *thin.Pool, volume string) error {
+			return withVolume(r, args[0], func(p thin.Pool, volume string) error {
 				if err := p.DeleteVolume(volume); err != nil {
 					return err
 				}

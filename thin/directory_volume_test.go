@@ -30,7 +30,7 @@ func pattern(n int64) []byte {
 	return b
 }
 
-func write(v *Volume, off, n int64) error {
+func write(v *DirectoryVolume, off, n int64) error {
 	_, err := v.WriteAt(pattern(n), off)
 	return err
 }
@@ -107,9 +107,9 @@ func TestFullPoolTakesOverwrites(t *testing.T) {
 }
 
 func TestDiscardAndZeroGiveSpaceBack(t *testing.T) {
-	for name, free := range map[string]func(v *Volume) error{
-		"discard": func(v *Volume) error { return v.Discard(0, mib/2) },
-		"zero":    func(v *Volume) error { return v.Zero(0, mib/2) },
+	for name, free := range map[string]func(v *DirectoryVolume) error{
+		"discard": func(v *DirectoryVolume) error { return v.Discard(0, mib/2) },
+		"zero":    func(v *DirectoryVolume) error { return v.Zero(0, mib/2) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPool(t, mib)
@@ -160,7 +160,7 @@ func TestDeletingAVolumeGivesSpaceBack(t *testing.T) {
 func TestPoolAsLargeAsItsVolumesTakesThemFull(t *testing.T) {
 	const pieces, pieceBytes = 512, 32 << 10
 	p := newPool(t, 2*pieces*pieceBytes)
-	var volumes []*Volume
+	var volumes []*DirectoryVolume
 	for _, name := range []string{"v", "w"} {
 		mustCreate(t, p, name, pieces*pieceBytes)
 		volumes = append(volumes, mustOpen(t, p, name, true))
@@ -298,7 +298,7 @@ type filler struct {
 }
 
 // startFiller returns when the process is ready.
-func startFiller(t *testing.T, p *Pool, volume string) filler {
+func startFiller(t *testing.T, p *DirectoryPool, volume string) filler {
 	t.Helper()
 	f := filler{cmd: child(p, "fill", volume)}
 	stdin, err := f.cmd.StdinPipe()

@@ -313,7 +313,7 @@ func TestIDsAreNeverReused(t *testing.T) {
 				if err := p.Close(); err != nil {
 					rt.Fatal(err)
 				}
-				if p, err = registry.Open("p"); err != nil {
+				if p, err = registry.openNamed("p"); err != nil {
 					rt.Fatal(err)
 				}
 			},

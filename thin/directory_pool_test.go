@@ -14,7 +14,7 @@ import (
 
 // newPool makes a pool of sizeBytes in a registry of its own. When the test ends
 // the pool is closed and checked.
-func newPool(t *testing.T, sizeBytes int64) *Pool {
+func newPool(t *testing.T, sizeBytes int64) *DirectoryPool {
 	t.Helper()
 	dir := t.TempDir()
 	p, err := CreateDirectory(NewRegistry(filepath.Join(dir, "state")), "p", filepath.Join(dir, "pool"), sizeBytes)
@@ -25,7 +25,7 @@ func newPool(t *testing.T, sizeBytes int64) *Pool {
 	return p
 }
 
-func closeAtEnd(t *testing.T, p *Pool) {
+func closeAtEnd(t *testing.T, p *DirectoryPool) {
 	t.Cleanup(func() {
 		if err := check(p); err != nil {
 			t.Error(err)
@@ -37,9 +37,9 @@ func closeAtEnd(t *testing.T, p *Pool) {
 }
 
 // openAgain opens another handle of the pool, as another process would.
-func openAgain(t *testing.T, p *Pool) *Pool {
+func openAgain(t *testing.T, p *DirectoryPool) *DirectoryPool {
 	t.Helper()
-	again, err := p.registry.Open(p.name)
+	again, err := p.registry.openNamed(p.name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func openAgain(t *testing.T, p *Pool) *Pool {
 
 // check is what must hold of a settled pool: every volume has its file of the
 // right size, every file has its volume, and the limit is kept.
-func check(p *Pool) error {
+func check(p *DirectoryPool) error {
 	if _, err := os.Stat(p.dir); errors.Is(err, os.ErrNotExist) {
 		return nil // destroyed
 	}
@@ -84,7 +84,7 @@ func check(p *Pool) error {
 	return err
 }
 
-func mustCreate(t *testing.T, p *Pool, name string, bytes int64) VolumeInfo {
+func mustCreate(t *testing.T, p *DirectoryPool, name string, bytes int64) VolumeInfo {
 	t.Helper()
 	v, err := p.CreateVolume(name, bytes, nil)
 	if err != nil {
@@ -93,7 +93,7 @@ func mustCreate(t *testing.T, p *Pool, name string, bytes int64) VolumeInfo {
 	return v
 }
 
-func mustOpen(t *testing.T, p *Pool, name string, exclusive bool) *Volume {
+func mustOpen(t *testing.T, p *DirectoryPool, name string, exclusive bool) *DirectoryVolume {
 	t.Helper()
 	v, err := p.OpenVolume(name, exclusive)
 	if err != nil {
@@ -104,7 +104,7 @@ func mustOpen(t *testing.T, p *Pool, name string, exclusive bool) *Volume {
 			t.Error(err)
 		}
 	})
-	return v
+	return v.(*DirectoryVolume)
 }
 
 // expect fails unless err is want and says all of texts.
@@ -151,14 +151,14 @@ func TestPoolIsFoundByItsName(t *testing.T) {
 func TestPoolOfAnotherHostIsOpenedByItsDirectory(t *testing.T) {
 	p := newPool(t, 1<<30)
 	other := NewRegistry(filepath.Join(t.TempDir(), "deep", "state"))
-	_, err := other.Open("p")
+	_, err := other.openNamed("p")
 	expect(t, err, ErrNotFound, "p", "pool open --dir")
 	again, err := other.OpenDir(p.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	closeAtEnd(t, again)
-	byName, err := other.Open("p")
+	byName, err := other.openNamed("p")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +315,7 @@ func TestForgetLeavesThePoolAlone(t *testing.T) {
 }
 
 // makeSpare makes a pool that the test closes or destroys by itself.
-func makeSpare(t *testing.T) *Pool {
+func makeSpare(t *testing.T) *DirectoryPool {
 	t.Helper()
 	dir := t.TempDir()
 	p, err := CreateDirectory(NewRegistry(filepath.Join(dir, "state")), "p", filepath.Join(dir, "pool"), 1<<20)

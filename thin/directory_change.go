@@ -14,28 +14,11 @@ import (
 // volume apart from the pool's own files.
 const volumeSuffix = ".img"
 
-// VolumeInfo is what there is to know of a volume at one moment.
-type VolumeInfo struct {
-	Pool           string    `json:"pool"`
-	Name           string    `json:"name"`
-	ID             uint64    `json:"id"`      // never used again in this pool
-	ThinID         uint64    `json:"thin_id"` // the same as ID in a directory pool
-	Origin         string    `json:"origin"`  // the volume that it is a snapshot of, or empty
-	SizeBytes      int64     `json:"size_bytes"`
-	MappedBytes    int64     `json:"mapped_bytes"`    // allocated
-	ExclusiveBytes int64     `json:"exclusive_bytes"` // allocated and shared with no other volume
-	ReservedBytes  int64     `json:"reserved_bytes"`
-	Blob           []byte    `json:"blob"` // the user's, at most MaxBlobBytes; base64 in JSON
-	State          State     `json:"state"`
-	Created        time.Time `json:"created"`
-	Path           string    `json:"path"` // absolute path of its file
-}
-
 // CreateVolume makes a volume that reads as zeros and takes no space. bytes is
 // its size for good; blob is kept with it. It is ErrExists if there is a volume or
 // a file of that name, and ErrInvalid if the arguments will not do. After a crash
 // there is the whole volume or none.
-func (p *Pool) CreateVolume(name string, bytes int64, blob []byte) (VolumeInfo, error) {
+func (p *DirectoryPool) CreateVolume(name string, bytes int64, blob []byte) (VolumeInfo, error) {
 	const op = "create volume"
 	if err := ValidateName(name); err != nil {
 		return VolumeInfo{}, err
@@ -71,7 +54,7 @@ func (p *Pool) CreateVolume(name string, bytes int64, blob []byte) (VolumeInfo, 
 // there is none of that name, and ErrInUse while anybody uses its file, also if
 // only to read: the space would not come back. After a crash the volume is whole
 // or gone.
-func (p *Pool) DeleteVolume(name string) error {
+func (p *DirectoryPool) DeleteVolume(name string) error {
 	const op = "delete volume"
 	if err := ValidateName(name); err != nil {
 		return err
@@ -98,7 +81,7 @@ func (p *Pool) DeleteVolume(name string) error {
 
 // Volumes is all volumes of the pool by name, also those that are being created
 // or deleted at this moment.
-func (p *Pool) Volumes() ([]VolumeInfo, error) {
+func (p *DirectoryPool) Volumes() ([]VolumeInfo, error) {
 	records, err := p.catalog.volumes()
 	if err != nil {
 		return nil, &Error{Op: "list volumes", Object: p.name, Err: err}
@@ -114,7 +97,7 @@ func (p *Pool) Volumes() ([]VolumeInfo, error) {
 
 // Volume is one volume of the pool. It is ErrNotFound if there is none of that
 // name.
-func (p *Pool) Volume(name string) (VolumeInfo, error) {
+func (p *DirectoryPool) Volume(name string) (VolumeInfo, error) {
 	const op = "show volume"
 	if err := ValidateName(name); err != nil {
 		return VolumeInfo{}, err
@@ -129,7 +112,7 @@ func (p *Pool) Volume(name string) (VolumeInfo, error) {
 	return p.info(r)
 }
 
-func (p *Pool) info(r volumeRecord) (VolumeInfo, error) {
+func (p *DirectoryPool) info(r volumeRecord) (VolumeInfo, error) {
 	mapped, err := fileAllocatedBytes(p.volumePath(r.name), p.blockBytes)
 	if err != nil {
 		return VolumeInfo{}, &Error{Op: "show volume", Object: p.name + "/" + r.name, Err: err}
@@ -141,15 +124,17 @@ func (p *Pool) info(r volumeRecord) (VolumeInfo, error) {
 	}, nil
 }
 
-func (p *Pool) volumePath(name string) string { return filepath.Join(p.dir, name+volumeSuffix) }
+func (p *DirectoryPool) volumePath(name string) string {
+	return filepath.Join(p.dir, name+volumeSuffix)
+}
 
-func (p *Pool) noSuchVolume(op, name string) error {
+func (p *DirectoryPool) noSuchVolume(op, name string) error {
 	return &Error{Op: op, Object: p.name + "/" + name, State: "there is no such volume", Err: ErrNotFound, Hint: "see thinctl list " + p.name}
 }
 
 // active reads the record of a volume that can be used. The caller holds the
 // pool's lock and has settled the pool, so that no other state is left.
-func (p *Pool) active(op, name string) (volumeRecord, error) {
+func (p *DirectoryPool) active(op, name string) (volumeRecord, error) {
 	r, err := p.catalog.volume(name)
 	if errors.Is(err, ErrNotFound) {
 		return volumeRecord{}, p.noSuchVolume(op, name)
@@ -159,7 +144,7 @@ func (p *Pool) active(op, name string) (volumeRecord, error) {
 
 // checkNameFree is ErrExists if there is a volume or a file of that name. A file
 // without a record is not ours: settling must never find it in its way.
-func (p *Pool) checkNameFree(op, name string) error {
+func (p *DirectoryPool) checkNameFree(op, name string) error {
 	object := p.name + "/" + name
 	_, err := p.catalog.volume(name)
 	if err == nil {
@@ -182,7 +167,7 @@ func (p *Pool) checkNameFree(op, name string) error {
 }
 
 // create is the protocol of creating a volume. The caller holds the pool's lock.
-func (p *Pool) create(r volumeRecord) (volumeRecord, error) {
+func (p *DirectoryPool) create(r volumeRecord) (volumeRecord, error) {
 	r, err := p.catalog.add(r)
 	if err != nil {
 		return r, err
@@ -213,7 +198,7 @@ func (p *Pool) create(r volumeRecord) (volumeRecord, error) {
 
 // delete is the protocol of deleting a volume. The caller holds the pool's lock,
 // and the file.
-func (p *Pool) delete(r volumeRecord) error {
+func (p *DirectoryPool) delete(r volumeRecord) error {
 	if err := p.catalog.setState(r.id, Active, Deleting); err != nil {
 		return err
 	}
@@ -228,7 +213,7 @@ func (p *Pool) delete(r volumeRecord) error {
 // settle ends every change that a crash or an error left half done: what was
 // being created is removed, what was being deleted is deleted. The caller holds
 // the pool's lock, so no change is under way.
-func (p *Pool) settle() error {
+func (p *DirectoryPool) settle() error {
 	records, err := p.catalog.volumes()
 	if err != nil {
 		return err
@@ -246,7 +231,7 @@ func (p *Pool) settle() error {
 }
 
 // uncreate removes the file of a volume that is not active, and then its record.
-func (p *Pool) uncreate(r volumeRecord) error {
+func (p *DirectoryPool) uncreate(r volumeRecord) error {
 	if err := ValidateName(r.name); err != nil {
 		return err // a damaged or forged catalog leads nowhere else
 	}
@@ -258,7 +243,7 @@ func (p *Pool) uncreate(r volumeRecord) error {
 }
 
 // removeFile removes the file of a volume, if there is one, durably.
-func (p *Pool) removeFile(name string) error {
+func (p *DirectoryPool) removeFile(name string) error {
 	if err := os.Remove(p.volumePath(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

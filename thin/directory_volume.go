@@ -11,13 +11,13 @@ import (
 	"decant/loopdev"
 )
 
-// Volume is an open volume of a pool. It is the device that its file is, except
+// DirectoryVolume is an open volume of a directory pool. It is the device that its file is, except
 // that it does not grow beyond the pool's limit. Only writing takes space: pools
 // are where files can be punched, and so Zero gives space back. All methods may be
 // called concurrently; ranges of concurrent writes must not overlap.
-type Volume struct {
+type DirectoryVolume struct {
 	*loopdev.Device
-	pool  *Pool
+	pool  *DirectoryPool
 	info  VolumeInfo
 	claim *os.File // holds the shared lock on the file; nil if the device holds the exclusive one
 
@@ -30,12 +30,12 @@ type Volume struct {
 // is any other, and so is any opening while there is an exclusive one. It is
 // ErrNotFound if there is no volume of that name, and ErrForeign if its file is
 // not the one that the pool made.
-func (p *Pool) OpenVolume(name string, exclusive bool) (*Volume, error) {
+func (p *DirectoryPool) OpenVolume(name string, exclusive bool) (Volume, error) {
 	const op = "open volume"
 	if err := ValidateName(name); err != nil {
 		return nil, err
 	}
-	var v *Volume
+	var v *DirectoryVolume
 	// Under the lock, so that the volume is not deleted before it is claimed.
 	err := p.lock.with(func() error {
 		if err := p.settle(); err != nil {
@@ -58,7 +58,7 @@ func (p *Pool) OpenVolume(name string, exclusive bool) (*Volume, error) {
 }
 
 // openVolume opens the file of an active volume. The caller holds the pool's lock.
-func (p *Pool) openVolume(op string, r volumeRecord, exclusive bool) (*Volume, error) {
+func (p *DirectoryPool) openVolume(op string, r volumeRecord, exclusive bool) (*DirectoryVolume, error) {
 	info, err := p.info(r)
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (p *Pool) openVolume(op string, r volumeRecord, exclusive bool) (*Volume, e
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{pool: p, info: info, claim: claim}
+	v := &DirectoryVolume{pool: p, info: info, claim: claim}
 	if !exclusive {
 		if err := p.share(op, r.name, claim); err != nil {
 			return nil, errors.Join(err, claim.Close())
@@ -85,7 +85,7 @@ func (p *Pool) openVolume(op string, r volumeRecord, exclusive bool) (*Volume, e
 
 // unusedFile opens the file of a volume as its only user. It is ErrInUse if there
 // is any other, and os.ErrNotExist if there is no file.
-func (p *Pool) unusedFile(op string, r volumeRecord) (*loopdev.Device, error) {
+func (p *DirectoryPool) unusedFile(op string, r volumeRecord) (*loopdev.Device, error) {
 	claim, err := p.openFile(op, r.name)
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (p *Pool) unusedFile(op string, r volumeRecord) (*loopdev.Device, error) {
 }
 
 // openDevice opens the file of a volume, which must be the one that was claimed.
-func (p *Pool) openDevice(op string, r volumeRecord, claim *os.File, o loopdev.Options) (*loopdev.Device, error) {
+func (p *DirectoryPool) openDevice(op string, r volumeRecord, claim *os.File, o loopdev.Options) (*loopdev.Device, error) {
 	device, err := loopdev.Open(p.volumePath(r.name), o)
 	if errors.Is(err, loopdev.ErrInUse) {
 		return nil, p.inUse(op, r.name, claim)
@@ -122,7 +122,7 @@ func (p *Pool) openDevice(op string, r volumeRecord, claim *os.File, o loopdev.O
 
 // checkFile is ErrForeign unless the device is the regular file that was claimed,
 // with the size on record.
-func (p *Pool) checkFile(op string, r volumeRecord, claim *os.File, info loopdev.Info) error {
+func (p *DirectoryPool) checkFile(op string, r volumeRecord, claim *os.File, info loopdev.Info) error {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(claim.Fd()), &stat); err != nil {
 		return err
@@ -136,12 +136,15 @@ func (p *Pool) checkFile(op string, r volumeRecord, claim *os.File, info loopdev
 	return nil
 }
 
+// Base is the file of the volume.
+func (v *DirectoryVolume) Base() *loopdev.Device { return v.Device }
+
 // VolumeInfo describes the volume as it was when it was opened.
-func (v *Volume) VolumeInfo() VolumeInfo { return v.info }
+func (v *DirectoryVolume) VolumeInfo() VolumeInfo { return v.info }
 
 // WriteAt writes p at off. A write that would bring the pool above its limit is a
 // *NoSpaceError, and nothing of it is written. It is durable after Flush.
-func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
+func (v *DirectoryVolume) WriteAt(p []byte, off int64) (int, error) {
 	if len(p) == 0 || off < 0 || off > v.Bytes()-int64(len(p)) {
 		return v.Device.WriteAt(p, off) // writes nothing; the device says what is wrong
 	}
@@ -154,7 +157,7 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // charge accounts for a write of n bytes at off, which lie in the volume.
-func (v *Volume) charge(off, n int64) (int64, error) {
+func (v *DirectoryVolume) charge(off, n int64) (int64, error) {
 	block := v.pool.blockBytes
 	start, end := off&^(block-1), roundUp(off+n, block)
 	charged, err := v.pool.account.charge(end-start, func() (int64, error) { return v.holeBytes(start, end) })
@@ -170,7 +173,7 @@ func (v *Volume) charge(off, n int64) (int64, error) {
 }
 
 // holeBytes is how much of [start, end) has nothing allocated, in whole blocks.
-func (v *Volume) holeBytes(start, end int64) (int64, error) {
+func (v *DirectoryVolume) holeBytes(start, end int64) (int64, error) {
 	holes := int64(0)
 	for at := start; at < end; {
 		dataStart, dataEnd := end, end
@@ -192,7 +195,7 @@ func (v *Volume) holeBytes(start, end int64) (int64, error) {
 // Flush makes what was written and zeroed before it began survive a power loss,
 // and gives back what the pool had granted ahead. After an error nothing is known
 // of what was written since the last good Flush, and Flush is never retried.
-func (v *Volume) Flush() error {
+func (v *DirectoryVolume) Flush() error {
 	if err := v.Device.Flush(); err != nil {
 		return err
 	}
@@ -203,11 +206,11 @@ func (v *Volume) Flush() error {
 }
 
 // FreeBytes is that of the pool.
-func (v *Volume) FreeBytes() (int64, error) { return v.pool.FreeBytes() }
+func (v *DirectoryVolume) FreeBytes() (int64, error) { return v.pool.FreeBytes() }
 
 // Close gives up locks and what was granted ahead. It does not flush. Closing a
 // second time does nothing.
-func (v *Volume) Close() error {
+func (v *DirectoryVolume) Close() error {
 	v.closing.Lock()
 	defer v.closing.Unlock()
 	if v.closed {
@@ -227,7 +230,7 @@ func (v *Volume) Close() error {
 
 // openFile opens the file of a volume to be locked, nothing else. It is
 // ErrForeign if there is anything but a regular file.
-func (p *Pool) openFile(op, name string) (*os.File, error) {
+func (p *DirectoryPool) openFile(op, name string) (*os.File, error) {
 	file, err := os.OpenFile(p.volumePath(name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, p.foreign(op, name, "is a symbolic link")
@@ -246,7 +249,7 @@ func (p *Pool) openFile(op, name string) (*os.File, error) {
 }
 
 // foreign says what is wrong with the file of a volume.
-func (p *Pool) foreign(op, name, state string) error {
+func (p *DirectoryPool) foreign(op, name, state string) error {
 	return &Error{
 		Op: op, Object: p.name + "/" + name, State: p.volumePath(name) + " " + state, Err: ErrForeign,
 		Hint: "nobody but decant may change files in the directory of a pool",
@@ -255,7 +258,7 @@ func (p *Pool) foreign(op, name, state string) error {
 
 // share takes the shared lock on the file of a volume, until the file is closed.
 // It is ErrInUse if somebody has the exclusive one.
-func (p *Pool) share(op, name string, file *os.File) error {
+func (p *DirectoryPool) share(op, name string, file *os.File) error {
 	err := unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return p.inUse(op, name, file)
@@ -264,6 +267,6 @@ func (p *Pool) share(op, name string, file *os.File) error {
 }
 
 // inUse says who holds the file of a volume.
-func (p *Pool) inUse(op, name string, file *os.File) error {
+func (p *DirectoryPool) inUse(op, name string, file *os.File) error {
 	return &Error{Op: op, Object: p.name + "/" + name, State: "is in use by " + lockHolders(file), Err: ErrInUse, Hint: "end that process first"}
 }
