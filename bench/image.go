@@ -27,7 +27,7 @@ var imageNames = []string{"random", "sparse", "ext4"}
 
 const (
 	randomBytes      = 1 << 30
-	sparseSlots      = 512
+	sparseSlots      = 1024
 	sparseSlotBytes  = 8 << 20
 	sparseDataBytes  = 1 << 20 // in each slot
 	sparseAlignBytes = 64 << 10

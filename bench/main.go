@@ -16,6 +16,7 @@ import (
 
 // rules are printed with every result.
 const rules = `Rules
+  Unless -fs says otherwise, all of it lies on an ext4 file system made for it, mounted with the default options.
   Before every run: the source is copied afresh, made durable, and the caches of the kernel are dropped.
   A run is the command and then an fsync of the destination and of its directory; both times are given.
   After every run the destination is compared with the original, byte for byte, or the bench fails.
@@ -28,7 +29,8 @@ const rules = `Rules
 
 // plan is what the command line asks for.
 type plan struct {
-	dir    string // where images are made; on the file system to be measured
+	dir    string // where images are made
+	fsType string // of a file system made there for them; empty measures the one that is there
 	bin    string // where migrate is
 	images []string
 	rounds int
@@ -48,7 +50,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string) error {
+func run(ctx context.Context, args []string) (err error) {
 	p, err := parse(args)
 	if err != nil {
 		return err
@@ -61,6 +63,14 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // what is left has a name that says what it was
+	if p.fsType != "" {
+		mounted, remove, failed := makeScratch(ctx, p.fsType, dir)
+		if failed != nil {
+			return fmt.Errorf("make a file system for the images: %w", failed)
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+		dir = mounted
+	}
 	bin, err := filepath.Abs(p.bin)
 	if err != nil {
 		return err
@@ -93,7 +103,8 @@ func parse(args []string) (plan, error) {
 	if scratch == "" {
 		scratch = "/var/tmp"
 	}
-	flags.StringVar(&p.dir, "dir", scratch, "directory on the file system to be measured")
+	flags.StringVar(&p.dir, "dir", scratch, "directory to work in")
+	flags.StringVar(&p.fsType, "fs", "ext4", "make a file system of this type in the directory and measure there; empty: measure the directory's own")
 	flags.StringVar(&p.bin, "bin", "bin", "directory of the program migrate")
 	flags.IntVar(&p.rounds, "rounds", 3, "runs of each program on each image")
 	flags.Int64Var(&p.scale, "scale", 1, "make images this many times smaller")
