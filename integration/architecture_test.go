@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"loopdev":                {},
 	"dm":                     {},
 	"thin":                   {"dm", "loopdev"},
+	"thin/metadata":          {},
 	"integration/testkernel": {},
 	"integration/kernel":     {"integration/testkernel"},
 	"integration/faultfs":    {},
