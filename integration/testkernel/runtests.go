@@ -21,6 +21,13 @@ const BuildTag = "testkernel"
 // pass: a test that was skipped or did not end fails, and so does a run without tests.
 func RunTests(t *testing.T, packageDir, run string, disks ...string) {
 	t.Helper()
+	RunTestsOn(t, Config{Disks: disks}, packageDir, run)
+}
+
+// RunTestsOn is RunTests on a machine with that Config, but for its command, its
+// directory and its timeout.
+func RunTestsOn(t *testing.T, c Config, packageDir, run string) {
+	t.Helper()
 	// A machine hung up by a suspended device is killed; a test that merely waits
 	// says where it does, because its own timeout comes first.
 	const inside, outside = 4 * time.Minute, 5 * time.Minute
@@ -28,13 +35,14 @@ func RunTests(t *testing.T, packageDir, run string, disks ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := []string{
+	c.Dir, c.Timeout = dir, outside
+	c.Command = []string{
 		Build(t, dir), "-test.v=test2json", "-test.count=1", "-test.run=" + run, "-test.timeout=" + inside.String(),
 	}
 	if testing.Short() {
-		command = append(command, "-test.short")
+		c.Command = append(c.Command, "-test.short")
 	}
-	m := Boot(t, Config{Disks: disks, Command: command, Dir: dir, Timeout: outside})
+	m := Boot(t, c)
 	v, died := m.wait()
 	root, err := parseResults(v.Output)
 	if err != nil {
