@@ -5,8 +5,11 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/zeebo/xxh3"
+
 	"decant/clone"
 	"decant/clone/clonetest"
+	"decant/journal"
 	"decant/region"
 )
 
@@ -108,6 +111,60 @@ func TestFault49VerifyFindsWrongBytes(t *testing.T) {
 			}
 			if err := errors.Join(m.ReadBack(c, 0, s.DeviceBytes), m.Crash(random(1, 1), clonetest.KeepAll).Owners()); err != nil {
 				t.Errorf("content %d: %v", content, err)
+			}
+		}
+	}
+}
+
+// overwriter changes the memory that it is to write, and writes that.
+type overwriter struct{ clone.Destination }
+
+func (o overwriter) WriteAt(p []byte, off int64) (int, error) {
+	p[len(p)/2] ^= 0xa5
+	return o.Destination.WriteAt(p, off)
+}
+
+// sumKeeper keeps the checksums of what is committed.
+type sumKeeper struct {
+	clone.Journal
+	sums map[region.Nr]uint64
+}
+
+func (j sumKeeper) Commit(t journal.Transaction) (journal.TxID, error) {
+	for _, s := range t.Checksums {
+		j.sums[s.Nr] = s.Sum
+	}
+	return j.Journal.Commit(t)
+}
+
+// fault 49: a stack that corrupts what it is given to write corrupts the memory as
+// well. What counts is what was read from the source.
+func TestFault49MemoryChangesUnderAWrite(t *testing.T) {
+	for _, verify := range []bool{true, false} {
+		s := plain(3)
+		s.Verify = verify
+		cfg := clonetest.New(s).Config()
+		sums := map[region.Nr]uint64{}
+		cfg.Destination, cfg.Journal = overwriter{cfg.Destination}, sumKeeper{cfg.Journal, sums}
+		c, err := clone.Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		_, err = c.Hydrate(context.Background(), c.Geometry.All())
+		if verify {
+			if !errors.Is(err, clone.ErrMismatch) || c.Status().Dirty != 0 {
+				t.Errorf("with Verify: %v, status %+v", err, c.Status())
+			}
+			continue
+		}
+		if err := errors.Join(err, c.Commit()); err != nil {
+			t.Fatal(err)
+		}
+		for nr := range region.Nr(c.Geometry.Regions()) {
+			off, n := c.Geometry.Bytes(region.Range{First: nr, Count: 1})
+			if want := xxh3.Hash(s.Image()[off : off+n]); sums[nr] != want {
+				t.Errorf("checksum of region %d is %x, its source's is %x", nr, sums[nr], want)
 			}
 		}
 	}
