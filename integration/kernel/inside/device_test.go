@@ -13,6 +13,10 @@ import (
 	"decant/dm"
 )
 
+type target = dm.Target
+
+const sectorBytes = dm.SectorBytes
+
 // device is a device-mapper device. Its table can be exchanged under its users.
 type device struct {
 	s     *site
@@ -24,7 +28,7 @@ type device struct {
 var made int
 
 // newDevice makes a device that is removed after the test.
-func (s *site) newDevice(table ...dm.Target) *device {
+func (s *site) newDevice(table ...target) *device {
 	s.Helper()
 	made++
 	d := &device{s: s, name: fmt.Sprintf("test%d", made)}
@@ -34,14 +38,14 @@ func (s *site) newDevice(table ...dm.Target) *device {
 }
 
 // activate makes the device with this table, after remove for example.
-func (d *device) activate(table ...dm.Target) {
+func (d *device) activate(table ...target) {
 	d.s.Helper()
 	_, err := d.s.dm.Create(d.name, "TEST-"+d.name)
 	d.s.must(err)
 	d.s.must(d.s.dm.Load(d.name, table))
 	d.s.must(d.s.dm.Resume(d.name))
 	last := table[len(table)-1]
-	d.bytes = int64(last.Start+last.Length) * dm.SectorBytes
+	d.bytes = int64(last.Start+last.Length) * sectorBytes
 }
 
 // path is the device's node.
@@ -59,7 +63,7 @@ func (d *device) remove() {
 
 // exchange gives the device another table, while it is in use. I/O in flight ends by
 // the old one.
-func (d *device) exchange(table ...dm.Target) {
+func (d *device) exchange(table ...target) {
 	d.s.Helper()
 	d.s.must(d.s.dm.Load(d.name, table))
 	d.s.must(d.s.dm.Suspend(d.name, dm.SuspendOptions{NoLockFS: true}))
@@ -69,7 +73,7 @@ func (d *device) exchange(table ...dm.Target) {
 // message sends a message to the target at that byte.
 func (d *device) message(off int64, text string) string {
 	d.s.Helper()
-	answer, err := d.s.dm.Message(d.name, uint64(off/dm.SectorBytes), text)
+	answer, err := d.s.dm.Message(d.name, uint64(off/sectorBytes), text)
 	d.s.must(err)
 	return answer
 }
@@ -95,25 +99,25 @@ func (s *site) slice(bytes int64) *device {
 		// It punches the host's file, so that the next test finds zeros.
 		s.do("blkdiscard", "--force", "--offset", fmt.Sprint(start), "--length", fmt.Sprint(bytes), disk(1))
 	})
-	return s.newDevice(dm.Target{
-		Length: uint64(bytes / dm.SectorBytes), Type: "linear",
-		Params: fmt.Sprintf("%s %d", disk(1), start/dm.SectorBytes),
+	return s.newDevice(target{
+		Length: uint64(bytes / sectorBytes), Type: "linear",
+		Params: fmt.Sprintf("%s %d", disk(1), start/sectorBytes),
 	})
 }
 
 // kind makes the target for a range of a table, which leads to the same range of the
 // device below.
-type kind func(off, n int64) dm.Target
+type kind func(off, n int64) target
 
 // of is a target of a type whose parameters begin with device and sector.
 func (d *device) of(targetType, more string) kind {
-	return func(off, n int64) dm.Target {
-		params := fmt.Sprintf("%s %d", d.path(), off/dm.SectorBytes)
+	return func(off, n int64) target {
+		params := fmt.Sprintf("%s %d", d.path(), off/sectorBytes)
 		if more != "" {
 			params += " " + more
 		}
-		return dm.Target{
-			Start: uint64(off / dm.SectorBytes), Length: uint64(n / dm.SectorBytes),
+		return target{
+			Start: uint64(off / sectorBytes), Length: uint64(n / sectorBytes),
 			Type: targetType, Params: params,
 		}
 	}
@@ -138,16 +142,16 @@ func (d *device) flakey(features string) kind {
 func (d *device) dust() kind { return d.of("dust", "4096") }
 
 // broken fails everything.
-func broken(off, n int64) dm.Target {
-	return dm.Target{Start: uint64(off / dm.SectorBytes), Length: uint64(n / dm.SectorBytes), Type: "error"}
+func broken(off, n int64) target {
+	return target{Start: uint64(off / sectorBytes), Length: uint64(n / sectorBytes), Type: "error"}
 }
 
 // whole is a table of one kind on all of d.
-func (d *device) whole(k kind) []dm.Target { return []dm.Target{k(0, d.bytes)} }
+func (d *device) whole(k kind) []target { return []target{k(0, d.bytes)} }
 
 // with is a table that leads to d, but for one range.
-func (d *device) with(off, n int64, k kind) []dm.Target {
-	var table []dm.Target
+func (d *device) with(off, n int64, k kind) []target {
+	var table []target
 	if off > 0 {
 		table = append(table, d.linear()(0, off))
 	}

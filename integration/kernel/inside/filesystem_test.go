@@ -23,8 +23,8 @@ type filesystem struct {
 // newFilesystem makes a file system and mounts it with the options.
 func (s *site) newFilesystem(kind string, on *device, options ...string) *filesystem {
 	s.Helper()
-	force := map[string]string{"ext4": "-F", "xfs": "-f"}[kind]
-	s.do("mkfs."+kind, "-q", force, on.path())
+	flags := map[string][]string{"ext4": {"-q", "-F", "-b", "4096"}, "xfs": {"-q", "-f"}}[kind]
+	s.do("mkfs."+kind, append(flags, on.path())...)
 	f := &filesystem{s: s, dev: on.path(), kind: kind, options: strings.Join(options, ",")}
 	var err error
 	f.dir, err = os.MkdirTemp("/mnt", "fs")
@@ -72,7 +72,7 @@ func (f *filesystem) blockOf(path string, off int64) int64 {
 	const fibmap, blockBytes = 1, 4096 // FIBMAP of linux/fs.h
 	file, err := os.Open(path)
 	f.s.must(err)
-	defer file.Close() //nolint:errcheck // only looked at
+	defer file.Close()
 	block := int32(off / blockBytes)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), fibmap, uintptr(unsafe.Pointer(&block)))
 	if errno != 0 || block == 0 {

@@ -73,11 +73,11 @@ func (s *site) read(path string, size int64) []byte {
 	s.Helper()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	s.must(err)
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	const pieceBytes = mib
 	piece, err := unix.Mmap(-1, 0, int(pieceBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	s.must(err)
-	defer unix.Munmap(piece) //nolint:errcheck // memory of this process
+	defer unix.Munmap(piece)
 	all := make([]byte, 0, size)
 	for int64(len(all)) < size {
 		n, err := f.ReadAt(piece, int64(len(all)))

@@ -5,8 +5,6 @@ package inside
 import (
 	"fmt"
 	"strings"
-
-	"decant/dm"
 )
 
 // poolOptions of a thin pool; what is zero has a default.
@@ -20,7 +18,7 @@ type poolOptions struct {
 type pool struct {
 	*device
 	poolOptions
-	volumes []*device
+	volumes map[int]*device // by thin id
 }
 
 // newPool makes a blank pool.
@@ -35,18 +33,18 @@ func (s *site) newPool(o poolOptions) *pool {
 	if o.blockBytes == 0 {
 		o.blockBytes = 64 * kib
 	}
-	p := &pool{poolOptions: o}
+	p := &pool{poolOptions: o, volumes: map[int]*device{}}
 	p.device = s.newDevice(p.table())
 	return p
 }
 
-func (p *pool) table() dm.Target {
+func (p *pool) table() target {
 	words := strings.Fields(p.features)
 	blocks := p.data.bytes / p.blockBytes
-	return dm.Target{
-		Length: uint64(blocks * p.blockBytes / dm.SectorBytes), Type: "thin-pool",
+	return target{
+		Length: uint64(blocks * p.blockBytes / sectorBytes), Type: "thin-pool",
 		Params: strings.TrimSpace(fmt.Sprintf("%s %s %d 0 %d %s", p.metadata.path(), p.data.path(),
-			p.blockBytes/dm.SectorBytes, len(words), p.features)),
+			p.blockBytes/sectorBytes, len(words), p.features)),
 	}
 }
 
@@ -55,27 +53,19 @@ func (p *pool) newVolume(id int, bytes int64) *device {
 	p.s.Helper()
 	p.message(0, fmt.Sprintf("create_thin %d", id))
 	v := p.s.newDevice(p.thin(id, bytes))
-	p.volumes = append(p.volumes, v)
+	p.volumes[id] = v
 	return v
 }
 
-func (p *pool) thin(id int, bytes int64) dm.Target {
-	return dm.Target{Length: uint64(bytes / dm.SectorBytes), Type: "thin", Params: fmt.Sprintf("%s %d", p.path(), id)}
+func (p *pool) thin(id int, bytes int64) target {
+	return target{Length: uint64(bytes / sectorBytes), Type: "thin", Params: fmt.Sprintf("%s %d", p.path(), id)}
 }
 
 // reopen takes pool and volumes away and makes them anew, as after a reboot. In
 // between it does something else, such as a repair of the metadata.
 func (p *pool) reopen(between func()) {
 	p.s.Helper()
-	tables := map[*device][]dm.Target{}
 	for _, v := range p.volumes {
-		table, err := p.s.dm.Table(v.name)
-		p.s.must(err)
-		for i := range table { // it names the pool by a number that changes
-			_, id, _ := strings.Cut(table[i].Params, " ")
-			table[i].Params = p.path() + " " + id
-		}
-		tables[v] = table
 		v.remove()
 	}
 	p.remove()
@@ -83,8 +73,8 @@ func (p *pool) reopen(between func()) {
 		between()
 	}
 	p.activate(p.table())
-	for _, v := range p.volumes {
-		v.activate(tables[v]...)
+	for id, v := range p.volumes {
+		v.activate(p.thin(id, v.bytes))
 	}
 }
 

@@ -36,7 +36,7 @@ func newSite(t testing.TB) *site {
 		t.Fatalf("make a file system on the first disk: %v", err)
 	}
 	s := &site{TB: t}
-	if s.dir, err = os.MkdirTemp(home, "test"); err != nil {
+	if s.dir, err = os.MkdirTemp(home, "test"); err != nil { //nolint:usetesting // TempDir is in memory, where journals are refused
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
