@@ -149,6 +149,10 @@ func (n node) stableKey() (string, error) {
 		key, err := disk.stableKey()
 		return fmt.Sprintf("%s+%d+%d", key, start, bytes), err
 	}
+	if name := n.attr("dm/name"); name != "" {
+		// Its number goes to whichever device is made first after a reboot.
+		return fmt.Sprintf("block:dm-name:%s:%d", name, bytes), nil
+	}
 	if link, err := n.udevLink("/dev/disk/by-id"); err != nil || link != "" {
 		return "block:id:" + link, err
 	}
