@@ -27,7 +27,7 @@ type deviceVolume struct {
 	sparse     bool // what is unmapped reads as zeros: there is no external origin
 	skipsZeros bool // skip_block_zeroing
 	noDiscards bool // ignore_discard
-	mapping    mapping
+	mapping    *metadataMapping
 
 	flushing sync.Mutex
 	flushErr error // the first failure; nothing is known after it
@@ -35,14 +35,6 @@ type deviceVolume struct {
 	blocks sync.Mutex
 	parts  discardedParts
 	whole  blockSet // only if skipsZeros: blocks without a rest that was never written
-}
-
-// mapping tells where the blocks of a volume are mapped.
-type mapping interface {
-	// mapped is the first range that may be mapped in [off, size of the volume).
-	// Without any, both are the size. What lies outside was not mapped when it was
-	// called.
-	mapped(off int64) (start, end int64, err error)
 }
 
 // newDeviceVolume makes a volume of its opened device. name is that of the thin
@@ -66,7 +58,9 @@ func newDeviceVolume(device *loopdev.Device, pool poolDevice, name, key string) 
 		return nil, err
 	}
 	v.sparse = own.ExternalOrigin == ""
-	v.mapping = allOrNothing{v}
+	if v.mapping, err = newMetadataMapping(v, own.ID); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
@@ -202,17 +196,9 @@ func (v *deviceVolume) NextData(off int64) (start, end int64, err error) {
 	return start, min(max(end, start), v.Bytes()), nil
 }
 
-// allOrNothing is the mapping that the kernel tells without a look at the pool's
-// metadata: if nothing is mapped, nothing is data.
-type allOrNothing struct{ volume *deviceVolume }
-
-func (m allOrNothing) mapped(off int64) (start, end int64, err error) {
-	s, err := m.volume.status()
-	if err == nil && s.MappedBytes == 0 {
-		off = m.volume.Bytes()
-	}
-	return off, m.volume.Bytes(), err
-}
+// Close gives up locks and claims. It does not flush. Closing a second time fails with
+// os.ErrClosed.
+func (v *deviceVolume) Close() error { return errors.Join(v.Device.Close(), v.mapping.close()) }
 
 // ReadsZero is true only if the range is known to read as zeros without reading it.
 func (v *deviceVolume) ReadsZero(off, n int64) (bool, error) {
@@ -274,6 +260,7 @@ func (v *deviceVolume) eachData(off, end int64, visit func(off int64, n int) (mo
 // It is durable after Flush.
 func (v *deviceVolume) WriteAt(p []byte, off int64) (int, error) {
 	if v.inside(off, int64(len(p))) { // else the device says what is wrong
+		v.mapping.forget()
 		if err := v.prepare(off, int64(len(p))); err != nil {
 			return 0, err
 		}
@@ -364,6 +351,7 @@ func (v *deviceVolume) overwrite(off, end int64) error {
 	if off >= end {
 		return nil
 	}
+	v.mapping.forget()
 	if err := v.prepare(off, end-off); err != nil {
 		return err
 	}
