@@ -7,10 +7,13 @@ import (
 
 // ReadAt reads the device: from the destination what it owns, the rest from the
 // source. The source is never discarded under a read (I3). Reads past the end are
-// cut short with io.EOF.
+// cut short with io.EOF; a read of no bytes is never short, wherever it is.
 func (c *Clone) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at %d: negative offset", off)
+	}
+	if len(p) == 0 {
+		return 0, nil
 	}
 	var atEnd error
 	if left := c.Bytes() - off; int64(len(p)) > left {

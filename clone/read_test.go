@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -171,6 +172,18 @@ func TestReadAtAnyOffset(t *testing.T) {
 			rt.Fatalf("read %d bytes at %d of %d: %d, %v", len(p), off, s.DeviceBytes, n, err)
 		}
 	})
+}
+
+// A read of no bytes leaves nothing unread, also where there is nothing to read.
+func TestReadOfNothing(t *testing.T) {
+	c := open(t, clonetest.New(plain(1)))
+	for _, off := range []int64{0, 1, c.Bytes() - 1, c.Bytes(), c.Bytes() + 1, math.MaxInt64} {
+		for _, p := range [][]byte{nil, {}} {
+			if n, err := c.ReadAt(p, off); n != 0 || err != nil {
+				t.Errorf("a read of nothing at %d of %d: %d, %v", off, c.Bytes(), n, err)
+			}
+		}
+	}
 }
 
 func TestReadAtNegativeOffset(t *testing.T) {
