@@ -102,6 +102,12 @@ type Device struct {
 	keep       bool
 	kept       time.Time // what every Discard restores
 	own        time.Time // what an interrupted Discard of ours has left instead
+	watch      *watch    // of who opens the file; nil without KeepModified, or without inotify
+	opened     bool      // since it was last certain that nobody else may write
+
+	// step is called between the steps of a Discard with the name of the one that has
+	// just ended, or of a question that it asks. Tests do there what others might.
+	step func(name string)
 }
 
 // Open finds out what path leads to and opens it. Ordinary symbolic links are
@@ -118,7 +124,7 @@ func open(path string, o Options) (d *Device, err error) {
 		return nil, err
 	}
 	defer h.close()
-	d = &Device{write: o.Write, exclusive: o.Exclusive}
+	d = &Device{write: o.Write, exclusive: o.Exclusive, step: func(string) {}}
 	switch h.stat.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		d.info = Info{Kind: File, Path: h.path, BackingPath: h.path}
@@ -151,13 +157,16 @@ func (d *Device) openFile(h *handle) (err error) {
 	if err := h.checkRegular(); err != nil {
 		return err
 	}
+	if err := d.awaitLock(h); err != nil {
+		return err
+	}
 	if d.main, err = h.reopen(d.access() | unix.O_DIRECT); errors.Is(err, unix.EINVAL) {
 		d.main, err = h.reopen(d.access())
 	}
 	if err != nil {
 		return h.unopened(err)
 	}
-	if err := d.lock(); err != nil {
+	if err := d.lock(d.main); err != nil {
 		return err
 	}
 	// Only now is it certain that no other instance of this program changes it.
@@ -188,16 +197,34 @@ func (d *Device) access() int {
 	return unix.O_RDONLY
 }
 
+// awaitLock takes the lock of a file that is going to be opened for writing, and
+// gives it up at once: whoever empties the file must see nobody open it for writing
+// who cannot have it (see Discard).
+func (d *Device) awaitLock(h *handle) error {
+	if !d.exclusive || !d.write {
+		return nil
+	}
+	f, err := h.reopen(unix.O_RDONLY)
+	if err != nil {
+		return h.unopened(err)
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	if err = d.lock(f); errors.Is(err, unix.EBADF) {
+		return nil // a network file system that locks only what can be written
+	}
+	return err
+}
+
 // lock keeps other instances of this program out, and whoever else honours flock.
 // It is patient for a moment: udev locks a block device while it looks at it, and a
 // process that was killed keeps its locks until its last input or output has ended.
-func (d *Device) lock() error {
+func (d *Device) lock(f *os.File) error {
 	if !d.exclusive {
 		return nil
 	}
 	const attempts, pause = 20, 50 * time.Millisecond
 	for attempt := 1; ; attempt++ {
-		err := onFD(d.main, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+		err := onFD(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 		if err == nil {
 			return nil
 		}
@@ -221,7 +248,7 @@ func (d *Device) openBlock(h *handle, n node) (err error) {
 	if d.main, err = h.reopen(flags); err != nil {
 		return claimed(err)
 	}
-	if err := d.lock(); err != nil {
+	if err := d.lock(d.main); err != nil {
 		return err
 	}
 	var readOnly int
@@ -271,6 +298,7 @@ func (d *Device) Bytes() int64 { return d.info.Bytes }
 // Close gives up locks and claims. It does not flush. I/O under way goes
 // on to its end. A second Close fails with os.ErrClosed.
 func (d *Device) Close() error {
+	defer d.stopWatch() // last, for it waits for a Discard, which may need what is locked here
 	d.cachedLock.Lock()
 	defer d.cachedLock.Unlock()
 	var err error

@@ -19,8 +19,16 @@ const punchBytes = 64 << 20
 // too. It is idempotent and not durable. What was not given back keeps its data,
 // what was reads as anything.
 //
-// Nothing is discarded if the file has been truncated (ErrSourceShrunk), or
-// modified by somebody else after KeepModified (ErrSourceChanged). A medium that
+// Nothing is discarded if the file has been truncated (ErrSourceShrunk), or after
+// KeepModified if somebody else has modified it (ErrSourceChanged) or may do so now
+// (ErrInUse). Where somebody had it open for writing while parts of it were given
+// back, Discard stops as well, leaves the modification time as it is, and is
+// ErrSourceChanged from then on, also in later runs. Readers stop nothing.
+//
+// Unseen is who writes from another host or where UsedBy cannot find him, and who
+// within one Discard truncates the file by its name and makes it as long as before.
+// Where inotify is missing or at its limits, every Discard asks who has the file
+// open, and whoever opens and closes it within one is unseen as well. A medium that
 // cannot give back is ErrCannotPunch.
 func (d *Device) Discard(off, n int64) error {
 	return d.failure("discard", off, n, d.discard(off, n))
@@ -38,10 +46,14 @@ func (d *Device) discard(off, n int64) error {
 	if n == 0 {
 		return nil
 	}
+	if err := d.checkAlone(); err != nil {
+		return err
+	}
 	st, err := d.checkUntouched()
 	if err != nil {
 		return err
 	}
+	d.step("checked")
 	first, end := d.wholeBlocks(off, n, st.Size)
 	if first >= end {
 		return nil
@@ -52,6 +64,10 @@ func (d *Device) discard(off, n int64) error {
 		}
 	}
 	err = d.punchInPieces(first, end)
+	if errors.Is(err, ErrSourceChanged) {
+		return errors.Join(err, d.disownModified())
+	}
+	d.step("punched")
 	// Whether or not it failed, the time is ours to put back.
 	return errors.Join(err, d.restoreModified())
 }
@@ -65,8 +81,8 @@ func (d *Device) wholeBlocks(off, n, fileBytes int64) (first, end int64) {
 	return first, roundDown(end, d.blockBytes)
 }
 
-// checkUntouched compares the file with what it was. It cannot see a write that
-// falls between here and restoreModified.
+// checkUntouched compares the file with what it was. It cannot see a write between
+// here and restoreModified; checkStillAlone can.
 func (d *Device) checkUntouched() (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := onFD(d.main, func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
@@ -98,6 +114,10 @@ func (d *Device) punchInPieces(first, end int64) error {
 		if err := d.noteDiscarding(true); err != nil {
 			return err
 		}
+		// As late as can be: what has changed is not punched.
+		if err := d.checkStillAlone(); err != nil {
+			return err
+		}
 		err := onFD(d.main, func(fd int) error {
 			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, first, n)
 		})
@@ -113,29 +133,60 @@ func (d *Device) punchInPieces(first, end int64) error {
 }
 
 // KeepModified makes t, which a migration has recorded at its start, the
-// modification time that every Discard expects and restores. Without it any time
-// is taken, and punching changes it. Block devices have none.
+// modification time that every Discard expects and restores, and has others who open
+// the file for writing seen. Without it any time is taken, and punching changes it.
+// Block devices have none, and of devices that were opened for reading nothing is
+// watched.
 func (d *Device) KeepModified(t time.Time) {
 	d.discarding.Lock()
 	defer d.discarding.Unlock()
 	d.keep, d.kept = true, t
+	d.startWatch()
 }
 
+// restoreModified puts the modification time back, unless that would hide what
+// somebody else has written.
 func (d *Device) restoreModified() error {
 	if !d.keep {
 		return nil
 	}
+	if err := d.checkStillAlone(); err != nil {
+		return errors.Join(err, d.disownModified())
+	}
+	d.step("looked")
 	err := d.setModified(d.kept)
-	if err == nil {
-		d.own = time.Time{}
-		return d.noteDiscarding(false) // after the time, in this order also on the medium
+	if err != nil {
+		err = fmt.Errorf("restore the modification time: %w", err)
 	}
-	// The time there is now is of our own making, the next Discard may go on.
-	var st unix.Stat_t
-	if onFD(d.main, func(fd int) error { return unix.Fstat(fd, &st) }) == nil {
-		d.own = time.Unix(st.Mtim.Unix())
+	d.own = time.Time{}
+	if err != nil {
+		// The time there is now is of our own making, the next Discard may go on.
+		var st unix.Stat_t
+		if onFD(d.main, func(fd int) error { return unix.Fstat(fd, &st) }) == nil {
+			d.own = time.Unix(st.Mtim.Unix())
+		}
 	}
-	return fmt.Errorf("restore the modification time: %w", err)
+	d.step("restored")
+	if changed := d.checkStillAlone(); changed != nil { // too late, it is hidden already
+		if err == nil {
+			err = d.setModified(time.Now())
+		}
+		return errors.Join(changed, err, d.disownModified())
+	}
+	if err != nil {
+		return err
+	}
+	return d.noteDiscarding(false) // after the time, in this order also on the medium
+}
+
+// disownModified leaves the modification time, and takes from the mark that it could
+// be our own, so that also a later run sees that somebody else has changed the file.
+func (d *Device) disownModified() error {
+	d.own = time.Time{}
+	if err := d.noteDiscarding(false); err != nil {
+		return err
+	}
+	return d.sync(unix.Fsync)
 }
 
 // A punch that was killed before it put the modification time back has left a
@@ -150,8 +201,10 @@ const (
 // UnchangedSince says whether nobody has written to the file since its
 // modification time was kept. Where the time is another one, but the mark tells of
 // a Discard that was killed, at a moment as near as that leaves it, the change is
-// our own: Discard accepts it, and restores the kept time. A block device has no
-// modification time, for it the answer is always yes.
+// our own: Discard accepts it, and restores the kept time. A Discard that was not
+// killed and has seen somebody else leaves no such mark. What somebody else wrote in
+// the very moment of a kill is taken for our own. A block device has no modification
+// time, for it the answer is always yes.
 func (d *Device) UnchangedSince(kept time.Time) (bool, error) {
 	if d.info.Kind == Block {
 		return true, nil

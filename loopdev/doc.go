@@ -9,4 +9,8 @@
 //
 // A Device is resolved once, when it is opened. From then on its descriptors are
 // used and no path is looked at again, so nobody can slip in another object.
+//
+// Emptying a file changes its modification time, which is put back each time, so
+// that it goes on to tell of changes by others. What they do in between is seen by
+// watching who opens the file; see Device.KeepModified and Device.Discard.
 package loopdev

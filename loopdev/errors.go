@@ -15,7 +15,8 @@ import (
 var (
 	// ErrSourceShrunk: the file ends before the device on it does.
 	ErrSourceShrunk = errors.New("the file ends before the device does, somebody has truncated it")
-	// ErrSourceChanged: the modification time is not the one to be kept.
+	// ErrSourceChanged: the modification time is not the one to be kept, or somebody
+	// else had the file open for writing while parts of it were discarded.
 	ErrSourceChanged = errors.New("somebody else has modified the file")
 	// ErrCannotPunch: the medium cannot give back parts of what it holds.
 	ErrCannotPunch = errors.New("the medium cannot give space back")

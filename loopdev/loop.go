@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -44,8 +45,8 @@ func attachmentOf(loop *os.File, disk node) (attachment, error) {
 	}, nil
 }
 
-// attachments are all loop devices that are attached to something.
-func attachments() ([]attachment, error) {
+// attachments are all loop devices that are attached to something, but the known.
+func attachments(known []node) ([]attachment, error) {
 	dirs, err := filepath.Glob("/sys/block/loop*")
 	if err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func attachments() ([]attachment, error) {
 	var out []attachment
 	for _, dir := range dirs {
 		n, err := nodeAt(dir)
-		if err != nil || !n.isLoop() {
+		if err != nil || !n.isLoop() || slices.Contains(known, n) {
 			continue // detached, perhaps this moment
 		}
 		a, err := openAttachment(n)

@@ -1,7 +1,9 @@
 package loopdev
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,17 +25,25 @@ func (s *search) lookAtProcesses() error {
 	if err != nil {
 		return err
 	}
-	return eachProcess(func(pid int) {
+	return eachProcess(func(pid int) error {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
-		for _, fd := range numbersIn(dir) {
+		fds, err := numbersIn(dir)
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
 			if pid == os.Getpid() && own[fd] || !s.leadsHere(filepath.Join(dir, strconv.Itoa(fd))) {
 				continue
 			}
-			flags, known := openFlags(pid, fd)
+			flags, known, err := openFlags(pid, fd)
+			if err != nil {
+				return err
+			}
 			if known && flags&unix.O_PATH == 0 {
 				s.addProcess(pid, flags&unix.O_ACCMODE != unix.O_RDONLY, "open")
 			}
 		}
+		return nil
 	})
 }
 
@@ -49,14 +59,15 @@ func (d *Device) withOpenCached(show func(fd int)) error {
 
 // lookAtMappings finds the processes that have the file in their memory.
 func (s *search) lookAtMappings() error {
-	return eachProcess(func(pid int) {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	return eachProcess(func(pid int) error {
+		text, err := readProc(fmt.Sprintf("/proc/%d/maps", pid))
 		if err != nil {
-			return // ended, or not for us to see
+			return err
 		}
 		for line := range strings.Lines(string(text)) {
 			s.lookAtMapping(pid, strings.Fields(line))
 		}
+		return nil
 	})
 }
 
@@ -84,7 +95,9 @@ func (s *search) addProcess(pid int, writes bool, how string) {
 	}
 	who := fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name)))
 	if writes {
-		s.add(Use{Kind: Writer, PID: pid, What: fmt.Sprintf("%s has it %s for writing", who, how)})
+		what := fmt.Sprintf("%s has it %s for writing", who, how)
+		s.add(Use{Kind: Writer, PID: pid, What: what})
+		s.addWriter(what)
 		return
 	}
 	s.add(Use{Kind: Reader, PID: pid, What: fmt.Sprintf("%s has it %s for reading", who, how)})
@@ -105,36 +118,42 @@ func (s *search) leadsHere(link string) bool {
 		unix.Mkdev(stx.Rdev_major, stx.Rdev_minor))
 }
 
-func openFlags(pid, fd int) (flags int, known bool) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+func openFlags(pid, fd int) (flags int, known bool, err error) {
+	text, err := readProc(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
 	if err != nil {
-		return 0, false
+		return 0, false, err
 	}
 	for line := range strings.Lines(string(text)) {
 		if value, found := strings.CutPrefix(line, "flags:"); found {
 			v, err := strconv.ParseInt(strings.TrimSpace(value), 8, 64)
-			return int(v), err == nil
+			return int(v), err == nil, nil
 		}
 	}
-	return 0, false
+	return 0, false, nil
 }
 
-func eachProcess(look func(pid int)) error {
+func eachProcess(look func(pid int) error) error {
 	if _, err := os.Stat("/proc/self"); err != nil {
 		return fmt.Errorf("processes cannot be listed without /proc: %w", bare(err))
 	}
-	for _, pid := range numbersIn("/proc") {
-		look(pid)
+	pids, err := numbersIn("/proc")
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := look(pid); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // numbersIn are the names in a directory of /proc that are numbers. There are none
 // if its process has ended or is not ours to look into.
-func numbersIn(dir string) []int {
+func numbersIn(dir string) ([]int, error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
+	if err = unlessGone(err); err != nil {
+		return nil, err
 	}
 	var out []int
 	for _, e := range entries {
@@ -142,5 +161,23 @@ func numbersIn(dir string) []int {
 			out = append(out, n)
 		}
 	}
-	return out
+	return out, nil
+}
+
+// readProc reads a file of /proc, which is empty if its process has ended or is not
+// ours to look into.
+func readProc(path string) ([]byte, error) {
+	text, err := os.ReadFile(path)
+	return text, unlessGone(err)
+}
+
+// unlessGone leaves the errors that say nothing of the process, such as a lack of
+// descriptors: with them, nobody found would not mean that nobody is there.
+func unlessGone(err error) error {
+	for _, gone := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ESRCH} {
+		if errors.Is(err, gone) {
+			return nil
+		}
+	}
+	return err
 }

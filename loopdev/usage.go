@@ -50,6 +50,7 @@ type search struct {
 	inode  *unix.Stat_t // the (backing) file, if there is one
 	nodes  []node       // the device itself, its partitions, and what shows it
 	own    []node       // those of them that this Device has open itself
+	writer string       // the first that may write by now, as a sentence
 	loops  []attachment
 	mounts []mount
 	swaps  []string
@@ -61,23 +62,21 @@ func (s *search) add(u Use) {
 	}
 }
 
-func (s *search) run() (err error) {
-	if s.loops, err = attachments(); err != nil {
-		return err
+func (s *search) addWriter(what string) {
+	if s.writer == "" {
+		s.writer = what
 	}
+}
+
+func (s *search) run() (err error) {
 	if s.mounts, err = mounts(); err != nil {
 		return err
 	}
 	if s.swaps, err = swaps(); err != nil {
 		return err
 	}
-	if err := s.start(); err != nil {
+	if err := s.climb(); err != nil {
 		return err
-	}
-	for i := 0; i < len(s.nodes); i++ { //nolint:intrange // the list grows meanwhile
-		if err := s.lookAtNode(s.nodes[i]); err != nil {
-			return err
-		}
 	}
 	if err := s.lookAtSwaps(); err != nil {
 		return err
@@ -88,8 +87,21 @@ func (s *search) run() (err error) {
 	return s.askKernel()
 }
 
+// climb finds the devices on the file and on one another.
+func (s *search) climb() error {
+	if err := s.start(); err != nil {
+		return err
+	}
+	for i := 0; i < len(s.nodes); i++ { //nolint:intrange // the list grows meanwhile
+		if err := s.lookAtNode(s.nodes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // start collects the device itself, and the loop devices on its file.
-func (s *search) start() error {
+func (s *search) start() (err error) {
 	d := s.device
 	for _, f := range append(slices.Clone(d.loops), d.main) {
 		var st unix.Stat_t
@@ -109,8 +121,9 @@ func (s *search) start() error {
 			return err
 		}
 	}
-	if s.inode == nil {
-		return nil
+	// Its own are known, and to open one again would be seen by its own watch.
+	if s.loops, err = attachments(s.own); err != nil || s.inode == nil {
+		return err
 	}
 	for _, a := range s.loops {
 		if a.dev == s.inode.Dev && a.inode == s.inode.Ino {
@@ -123,8 +136,10 @@ func (s *search) start() error {
 }
 
 func (s *search) addLoop(a attachment) error {
-	if !slices.Contains(s.own, a.node) {
-		s.add(Use{Kind: LoopAttached, What: fmt.Sprintf("the loop device %s is attached to it", a.node.path())})
+	what := fmt.Sprintf("the loop device %s is attached to it", a.node.path())
+	s.add(Use{Kind: LoopAttached, What: what})
+	if !a.frozen {
+		s.addWriter(what)
 	}
 	return s.addNode(a.node)
 }
@@ -195,20 +210,22 @@ func (s *search) matches(mode uint32, dev, inode, rdev uint64) bool {
 	return false
 }
 
+const somebody = "somebody whom the kernel does not name has the file open"
+
 // askKernel finds users that nothing above has named.
 func (s *search) askKernel() error {
 	if len(s.uses) > 0 {
 		return nil
 	}
 	if s.device.info.Kind == File {
-		others, err := s.device.openElsewhere()
-		if err != nil || !others {
+		others, known, err := s.device.openElsewhere()
+		if err != nil || !known || !others {
 			return err
 		}
 		if err := s.lookAtMappings(); err != nil || len(s.uses) > 0 {
 			return err
 		}
-		s.add(Use{Kind: Unnamed, What: "somebody whom the kernel does not name has the file open"})
+		s.add(Use{Kind: Unnamed, What: somebody})
 		return nil
 	}
 	if s.device.exclusive {
@@ -250,17 +267,18 @@ func claimable(n node) (bool, error) {
 // the file: only then a lease for writing is refused. Nothing else finds users in
 // other namespaces, and mappings of files that were closed. The buffered
 // descriptor would count as another one, so it is closed; it is opened again when
-// it is needed, and a failure to write back is reported to the other one too.
-func (d *Device) openElsewhere() (bool, error) {
+// it is needed, and a failure to write back is reported to the other one too. Where
+// there are no leases, or not for us, nothing is known.
+func (d *Device) openElsewhere() (others, known bool, err error) {
 	d.cachedLock.Lock()
 	defer d.cachedLock.Unlock()
 	if d.cached != nil {
 		if err := d.cached.Close(); err != nil {
-			return false, err
+			return false, false, err
 		}
 		d.cached = nil
 	}
-	err := onFD(d.main, func(fd int) error {
+	err = onFD(d.main, func(fd int) error {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
 			return err
 		}
@@ -269,9 +287,9 @@ func (d *Device) openElsewhere() (bool, error) {
 	})
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		return true, nil
+		return true, true, nil
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), unsupported(err):
-		return false, nil // no leases here, or not for us: nothing is known
+		return false, false, nil
 	}
-	return false, err
+	return false, err == nil, err
 }

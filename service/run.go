@@ -316,6 +316,9 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 	case errors.Is(err, loopdev.ErrSourceChanged), errors.Is(err, loopdev.ErrSourceShrunk):
 		e.Problem = "the source changed"
 		e.Hint = "find out who writes to it; the same command tells how to go on"
+	case errors.Is(err, loopdev.ErrInUse):
+		e.Problem = "the source is in use"
+		e.Hint = "end that use, then " + e.Hint
 	case errors.Is(err, loopdev.ErrCannotPunch):
 		e.Problem = "the source cannot be freed"
 		e.Hint = "run the same command without --discard-src to copy the rest"
