@@ -313,6 +313,26 @@ func TestFault5SourceWrittenToMeanwhile(t *testing.T) {
 	}
 }
 
+// fault 5: somebody who has the source open for writing stops the run, and when he has
+// left without a write the same command goes on.
+func TestFault5SourceOpenForWritingMeanwhile(t *testing.T) {
+	t.Parallel()
+	s, _, content := halfMoved(t)
+	a, err := s.prepare(s.request("image", "moved", moving()))
+	s.must(err)
+	m, err := a.resume()
+	s.must(err)
+	f, err := os.OpenFile(s.path("image"), os.O_RDWR, 0)
+	s.must(err)
+	err = m.run(context.Background(), nil)
+	if OutcomeOf(err) != Stopped || !strings.Contains(err.Error(), "the source is in use") || !strings.Contains(err.Error(), "open for writing") {
+		t.Errorf("%v", err)
+	}
+	s.must(errors.Join(m.Close(), f.Close()))
+	s.migrate("image", "moved", moving())
+	s.wantContent("moved", content)
+}
+
 // fault 26: an image is bytes, whatever it says of itself.
 func TestFault26ContentIsOpaque(t *testing.T) {
 	t.Parallel()
