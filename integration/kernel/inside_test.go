@@ -48,6 +48,7 @@ func programsDirectory(t *testing.T) string {
 }
 
 func TestPrograms(t *testing.T) {
+	t.Parallel()
 	testkernel.RunTestsOn(t, testkernel.Config{
 		Disks: []string{testkernel.NewDisk(t, 1<<30), testkernel.NewDisk(t, 4<<30)},
 		Env:   []string{binariesVariable + "=" + programsDirectory(t)},

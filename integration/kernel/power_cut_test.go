@@ -33,6 +33,7 @@ func nightly() bool { return os.Getenv("DECANT_NIGHTLY") != "" }
 // are empty, and pools and file systems are sound. Half of the cuts fall into what the
 // cut before has left. Devices come up in another order each time.
 func TestPowerCuts(t *testing.T) {
+	t.Parallel()
 	sequences := [][2]lane{
 		{{"ext4", 64 << 10, 64 << 10, ""}, {"xfs", 4 << 20, 256 << 10, "--verify"}},
 		{{"xfs", 256 << 10, 256 << 10, ""}, {"ext4", 1 << 20, 4 << 10, ""}},

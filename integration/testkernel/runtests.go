@@ -30,7 +30,7 @@ func RunTestsOn(t *testing.T, c Config, packageDir, run string) {
 	t.Helper()
 	// A machine hung up by a suspended device is killed; a test that merely waits
 	// says where it does, because its own timeout comes first.
-	const inside, outside = 4 * time.Minute, 5 * time.Minute
+	const inside, outside = 9 * time.Minute, 10 * time.Minute
 	dir, err := filepath.Abs(packageDir)
 	if err != nil {
 		t.Fatal(err)

@@ -9,8 +9,8 @@ import "testing"
 var faultFlags = []string{"--discard-src", "--region-size=256KiB", "--commit-bytes=1MiB"}
 
 const (
-	faultImageBytes = 12 * mib
-	faultAt         = 6 * mib // a fault begins here
+	faultImageBytes = 8 * mib
+	faultAt         = 4 * mib // a fault begins here
 )
 
 // moving is a migration from a file that is out of harm's way onto a device whose

@@ -7,4 +7,8 @@
 // the test kernel's second disk (device_test.go, pool_test.go, filesystem_test.go),
 // images (image_test.go), and the programs with their events (program_test.go). The
 // first disk holds the journals and whatever is to be safe from faults.
+//
+// Faults have a place rather than a moment: a range of a device's table, or a gate
+// that holds writers back until the test goes on (device_test.go, split_test.go), so
+// that no verdict depends on how fast anything is.
 package inside

@@ -122,7 +122,7 @@ func TestKernelFault38PoolMetadataFull(t *testing.T) {
 
 // smallPool has room for part of the image only. grow gives it more.
 func smallPool(s *site, features string) (p *pool, grow func()) {
-	const smallBytes = 5 * mib
+	const smallBytes = 3 * mib
 	below := s.slice(32 * mib)
 	p = s.newPool(poolOptions{data: s.newDevice(below.linear()(0, smallBytes)), features: features})
 	return p, func() {

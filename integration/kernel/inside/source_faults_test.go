@@ -111,3 +111,34 @@ func TestKernelFault51SourceGone(t *testing.T) {
 	s.move(0, from.path(), to.path(), faultFlags...)
 	s.wantWhole(to.path(), made)
 }
+
+// fault 51: the disk under the source's file system goes away in the middle, and the
+// file system gives up. It takes back discards that it had not made durable.
+func TestKernelFault51SourceFilesystemGone(t *testing.T) {
+	for kind, diskBytes := range map[string]int64{"ext4": 64 * mib, "xfs": 320 * mib} {
+		t.Run(kind, func(t *testing.T) {
+			s := newSite(t)
+			made := newImage(faultImageBytes, 53, solid)
+			below, to := s.slice(diskBytes), s.slice(16*mib)
+			disk := s.newDevice(below.whole(below.linear())...)
+			f := s.newFilesystem(kind, disk)
+			s.write(made, f.path("image"))
+			unix.Sync()
+			gate := s.newDevice(to.with(faultAt, faultAt, to.held())...)
+			r := s.startMove(f.path("image"), gate.path(), faultFlags...)
+			r.awaitCommitted(2)
+			disk.exchange(below.whole(broken)...)
+			gate.exchange(to.whole(to.linear())...)
+			o := s.want(3, r.wait())
+			f.unmount()
+			disk.exchange(below.whole(below.linear())...)
+			f.mount()
+			s.wantNothingLost(o.last().ID, made, f.path("image"), gate.path())
+			s.scribble(o.last().ID, gate.path())
+			s.move(0, f.path("image"), gate.path(), faultFlags...)
+			s.wantWhole(gate.path(), made)
+			s.wantEmptied(f.path("image"))
+			f.check()
+		})
+	}
+}
