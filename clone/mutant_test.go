@@ -70,7 +70,11 @@ var mutants = []mutant{
 	},
 	{"regions partly hole count as holes", "copy.go", "hole := c.Geometry.Covered(", "hole := c.Geometry.Touched(", byMachine},
 	{"work ends before the region does", "copy.go", "c.Geometry.Touched(off, end-off).End()", "c.Geometry.Covered(off, end-off).End()", byMachine},
-	{"a wrong read-back is ignored", "copy.go", "	if !bytes.Equal(p, back) {", "	if false {", "^TestFault49VerifyFindsWrongBytes$"},
+	{"a wrong read-back is ignored", "copy.go", "	if xxh3.Hash(back) != sum {", "	if false {", "^TestFault49VerifyFindsWrongBytes$"},
+	{
+		"a read-back is compared with what was in memory", "copy.go", "		return c.verify(sum, ",
+		"		return c.verify(sum-sum+xxh3.Hash(p), ", "^TestFault49MemoryChangesUnderAWrite$",
+	},
 	{"checksums run on", "copy.go", "		s.hash.Reset()\n", "", byMachine},
 	{
 		"no checksum for the short last region", "copy.go", "		if off < regionOff+regionBytes {",
