@@ -35,6 +35,7 @@ var mayImport = map[string][]string{
 	"integration/kernel":        {"integration/testkernel"},
 	"integration/kernel/inside": {},
 	"integration/faultfs":       {},
+	"integration/logwrites":     {},
 	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "thin", "units"},
 	"cmd/migrate":               {"service", "units"},
 	"cmd/thinctl":               {"thin", "units"},
