@@ -53,18 +53,17 @@ type State struct {
 func (r *Recording) State(cut Cut) State {
 	flushed := make([]int, len(r.media))
 	for i, e := range r.entries[:cut.After] {
-		if e.Has(Flush) {
+		if e.Has(Flush) && r.on[i] != none {
 			flushed[r.on[i]] = i
 		}
 	}
 	rng := rand.New(rand.NewPCG(cut.Seed, uint64(cut.After)))
 	s := State{r: r, pieces: make([][]piece, len(r.media))}
 	for i, e := range r.entries[:cut.After] {
-		m := r.on[i]
-		if m == none || e.Bytes == 0 || e.Has(Discard) && cut.IgnoreDiscards {
+		if !r.changes(i, cut) {
 			continue
 		}
-		whole := piece{entry: i, bytes: e.Bytes}
+		m, whole := r.on[i], piece{entry: i, bytes: e.Bytes}
 		switch {
 		case i < flushed[m] || e.Has(FUA) && !e.Has(Discard):
 			s.pieces[m] = append(s.pieces[m], whole)
@@ -75,13 +74,17 @@ func (r *Recording) State(cut Cut) State {
 			s.pieces[m] = append(s.pieces[m], r.torn(rng, whole, cut.TornBytes)...)
 		}
 	}
-	if cut.TornBytes > 0 && cut.After < len(r.entries) {
-		next := r.entries[cut.After]
-		if m := r.on[cut.After]; m != none && next.Bytes > 0 && !(next.Has(Discard) && cut.IgnoreDiscards) {
-			s.pieces[m] = append(s.pieces[m], r.torn(rng, piece{entry: cut.After, bytes: next.Bytes}, cut.TornBytes)...)
-		}
+	if cut.TornBytes > 0 && cut.After < len(r.entries) && r.changes(cut.After, cut) {
+		m, next := r.on[cut.After], piece{entry: cut.After, bytes: r.entries[cut.After].Bytes}
+		s.pieces[m] = append(s.pieces[m], r.torn(rng, next, cut.TornBytes)...)
 	}
 	return s
+}
+
+// changes says whether an entry does something to its medium.
+func (r *Recording) changes(i int, cut Cut) bool {
+	e := r.entries[i]
+	return r.on[i] != none && e.Bytes > 0 && (!e.Has(Discard) || !cut.IgnoreDiscards)
 }
 
 // torn is what is left of a whole piece.

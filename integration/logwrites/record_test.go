@@ -7,13 +7,25 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"decant/integration/logwrites"
 	"decant/integration/testkernel"
 )
+
+const (
+	// binariesVariable names a directory with a migrate that is built already.
+	binariesVariable = "DECANT_TEST_BINARIES"
+	// nightlyVariable asks for the long forms of the tests.
+	nightlyVariable = "DECANT_NIGHTLY"
+)
+
+func nightly() bool { return os.Getenv(nightlyVariable) != "" }
 
 const (
 	kib = int64(1) << 10
@@ -47,6 +59,9 @@ var media = []logwrites.Medium{
 const (
 	mediaBytes = 40 * mib
 	logBytes   = 128 * mib // a sparse file
+
+	// machineTimeout is for machines that hang, not for slow ones.
+	machineTimeout = 10 * time.Minute
 )
 
 // migration is a run of the program that is recorded.
@@ -63,6 +78,7 @@ type migration struct {
 var migrations = []migration{
 	{name: "forward", flags: "--discard-src"},
 	{name: "verified", flags: "--discard-src --verify"},
+	// fault 63, fault 67: the power is cut while a crash is being recovered from.
 	{name: "killed", flags: "--discard-src --bwlimit 512KiB", killAfter: 2, goesOn: "--discard-src"},
 }
 
@@ -78,7 +94,6 @@ type recorded struct {
 	image []byte
 	log   *logwrites.Recording
 	begun int // so many entries belong to the preparation
-	disk  string
 }
 
 // Labels of marks. That of a commit is followed by its number.
@@ -103,6 +118,21 @@ func makeImage(seed uint64) []byte {
 	return image
 }
 
+// recordings are those of all migrations, recorded once for all tests.
+func recordings(t *testing.T) []*recorded {
+	t.Helper()
+	recording.Do(func() { recording.all = record(t, migrations) })
+	if recording.all == nil {
+		t.Fatal("the recording has failed in another test")
+	}
+	return recording.all
+}
+
+var recording struct {
+	sync.Once
+	all []*recorded
+}
+
 // record boots one machine, has it carry out the migrations, each on media of its own,
 // and reads their logs.
 func record(t *testing.T, list []migration) []*recorded {
@@ -110,26 +140,26 @@ func record(t *testing.T, list []migration) []*recorded {
 	dir := t.TempDir()
 	var all []*recorded
 	var disks []string
-	script := strings.Replace(recordScript, "MIGRATE", migratePath, 1)
+	script := strings.Replace(recordScript, "MIGRATE", buildMigrate(t), 1)
 	for i, m := range list {
-		r := &recorded{name: m.name, image: makeImage(uint64(i + 1)), disk: testkernel.NewDisk(t, mediaBytes)}
+		r := &recorded{name: m.name, image: makeImage(uint64(i + 1))}
 		image := filepath.Join(dir, fmt.Sprintf("image%d", i))
 		if err := os.WriteFile(image, r.image, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		nodes := fmt.Sprintf("/dev/ubd%c /dev/ubd%c", 'a'+2*i, 'a'+2*i+1)
-		disks = append(disks, r.disk, testkernel.NewDisk(t, logBytes))
-		script += fmt.Sprintf("prepare %s %s\n", nodes, image)
+		disk, log := fmt.Sprintf("/dev/ubd%c", 'a'+2*i), fmt.Sprintf("/dev/ubd%c", 'a'+2*i+1)
+		disks = append(disks, testkernel.NewDisk(t, mediaBytes), testkernel.NewDisk(t, logBytes))
+		script += fmt.Sprintf("prepare /dev/ram%d %s %s\n", i, log, image)
 		if m.killAfter > 0 {
 			script += fmt.Sprintf("run %d %s; wanted 137\nrun 0 %s; wanted 0\n", m.killAfter, m.flags, m.goesOn)
 		} else {
 			script += fmt.Sprintf("run 0 %s; wanted 0\n", m.flags)
 		}
-		script += "finish\n"
+		script += fmt.Sprintf("finish %s\n", disk)
 		all = append(all, r)
 	}
 	machine := testkernel.Boot(t, testkernel.Config{
-		Disks: disks, Script: script,
+		Disks: disks, Script: script, Timeout: machineTimeout,
 		Modules: []string{"dm-mod", "dm-log-writes", "dm-thin-pool"},
 	})
 	v := machine.Wait()
@@ -139,31 +169,74 @@ func record(t *testing.T, list []migration) []*recorded {
 	t.Logf("recorded within %v, of which the boot took %v", v.Total, v.Boot)
 	for i, r := range all {
 		r.read(t, disks[2*i+1])
+		r.wantReplayed(t, disks[2*i])
 	}
 	return all
 }
 
-// recordScript defines what the migrations are made of. The thin volume is named by
-// the path of its device; a volume of a pool would be named in the last line of run.
-const recordScript = `
+// buildMigrate is the path of the program under test.
+func buildMigrate(t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv(binariesVariable); dir != "" {
+		return filepath.Join(dir, "migrate")
+	}
+	path := filepath.Join(t.TempDir(), "migrate")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "./cmd/migrate")
+	cmd.Dir = "../.."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build migrate: %v\n%s", err, out)
+	}
+	return path
+}
+
+// commonScript puts together what the media are for, on a device named log. The thin
+// volume is named by the path of its device; a volume of a pool would be named in move.
+const commonScript = `
 set -eu
 slice() { dmsetup create $1 --table "0 $3 linear /dev/mapper/log $2"; }
-prepare() {
-	dmsetup create log --table "0 81920 log-writes $1 $2"
+slices() {
 	slice source 0 32768
 	slice metadata 32768 8192
 	slice data 40960 8192
 	slice journal 49152 32768
-	dd if=/dev/zero of=/dev/mapper/metadata bs=4096 count=1 oflag=direct status=none
-	dmsetup create pool --table "0 8192 thin-pool /dev/mapper/metadata /dev/mapper/data 128 0"
-	dmsetup message pool 0 create_thin 0
+}
+pool() { dmsetup create pool --table "0 8192 thin-pool /dev/mapper/metadata /dev/mapper/data 128 0"; }
+attach() {
 	dmsetup create volume --table "0 2048 thin /dev/mapper/pool 0"
-	for name in source journal; do
-		mkfs.ext4 -q -b 4096 -m 0 -N 64 -J size=4 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/$name
-		mkdir -p /run/$name
-	done
+	mkdir -p /run/source /run/journal
 	mount -o discard /dev/mapper/source /run/source
 	mount /dev/mapper/journal /run/journal
+}
+detach() {
+	umount /run/source /run/journal
+	for name in volume pool source metadata data journal log; do
+		dmsetup remove $name
+	done
+}
+move() {
+	exec MIGRATE --progress=json --state-dir /run/journal/state --region-size 64KiB --commit-bytes 256KiB "$@" \
+		/run/source/image /dev/mapper/volume
+}
+`
+
+// recordScript defines what the migrations are made of.
+//
+// The media are RAM disks, on which a request has ended as soon as it was made: a
+// flush on its way has taken the writes before it for its own, and another flush that
+// overtakes it stands in the log ahead of writes that it has made durable.
+const recordScript = commonScript + `
+insmod /usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/brd.ko rd_nr=8 rd_size=40960
+prepare() {
+	ram=$1
+	dmsetup create log --table "0 81920 log-writes $ram $2"
+	slices
+	dd if=/dev/zero of=/dev/mapper/metadata bs=4096 count=1 oflag=direct status=none
+	pool
+	dmsetup message pool 0 create_thin 0
+	for name in source journal; do
+		mkfs.ext4 -q -b 4096 -m 0 -N 64 -J size=4 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/$name
+	done
+	attach
 	cp --sparse=always $3 /run/source/image
 	for zero in 5 13; do
 		dd if=/dev/zero of=/run/source/image conv=notrunc bs=65536 seek=$zero count=1 status=none
@@ -179,8 +252,7 @@ run() {
 	shift
 	rm -f /run/events
 	mkfifo /run/events
-	MIGRATE --progress=json --state-dir /run/journal/state --region-size 64KiB --commit-bytes 256KiB "$@" \
-		/run/source/image /dev/mapper/volume >/run/events &
+	move "$@" >/run/events &
 	migrate=$!
 	while read -r line; do
 		case $line in
@@ -202,10 +274,9 @@ wanted() {
 }
 finish() {
 	dmsetup message log 0 mark end
-	umount /run/source /run/journal
-	for name in volume pool source metadata data journal log; do
-		dmsetup remove $name
-	done
+	detach
+	dd if=$ram of=$1 bs=1M oflag=direct status=none
+	blockdev --flushbufs $ram # a RAM disk forgets everything then
 }
 `
 
@@ -235,15 +306,15 @@ func (r *recorded) read(t *testing.T, path string) {
 }
 
 // wantReplayed fails the test unless the whole log makes what was on the disk at the
-// end: log and replay miss nothing.
-func (r *recorded) wantReplayed(t *testing.T) {
+// end: log and replay miss nothing. The disk has ignored the discards.
+func (r *recorded) wantReplayed(t *testing.T, disk string) {
 	t.Helper()
-	f, err := os.Open(r.disk)
+	f, err := os.Open(disk)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }() // only read
-	all := r.log.State(logwrites.Cut{After: r.log.Len(), Keep: 1})
+	all := r.log.State(logwrites.Cut{After: r.log.Len(), Keep: 1, IgnoreDiscards: true})
 	for _, m := range media {
 		want := make([]byte, m.Bytes)
 		if _, err := io.ReadFull(io.NewSectionReader(f, m.Off, m.Bytes), want); err != nil {
