@@ -6,9 +6,6 @@ import (
 	"testing"
 
 	"decant/integration/logwrites"
-	"decant/journal"
-	"decant/loopdev"
-	"decant/region"
 )
 
 // The checks find what they are made for: logs in which a program with a known mistake
@@ -43,22 +40,28 @@ func TestPowerCutsOnAllMediaFindWrongOrders(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := newChecker(t, log, r.image)
-			var cuts []logwrites.Cut
-			for after := r.begun; after <= log.Len(); after += 4 {
-				cuts = append(cuts, logwrites.Cut{After: after, Keep: planted.keep})
-			}
-			convicted := 0
-			found := c.violations(cuts, func(_ logwrites.Cut, err error) {
-				if strings.Contains(err.Error(), planted.found) {
-					convicted++
-				}
-			})
-			t.Logf("%d of %d states are found out, %d of them because something %s", found, len(cuts), convicted, planted.found)
-			if convicted == 0 {
-				t.Error("nobody noticed")
-			}
+			wrong := &recorded{image: r.image, log: log, begun: r.begun}
+			wrong.wantFound(t, planted.keep, planted.found)
 		})
+	}
+}
+
+// wantFound fails the test unless there is a message with these words for a state.
+func (r *recorded) wantFound(t *testing.T, keep float64, words string) {
+	t.Helper()
+	var cuts []logwrites.Cut
+	for after := r.begun; after <= r.log.Len(); after += 4 {
+		cuts = append(cuts, logwrites.Cut{After: after, Keep: keep})
+	}
+	convicted := 0
+	found := newChecker(t, r.log, r.image).violations(cuts, func(_ logwrites.Cut, err error) {
+		if strings.Contains(err.Error(), words) {
+			convicted++
+		}
+	})
+	t.Logf("%d of %d states are found out, %d of them because something %s", found, len(cuts), convicted, words)
+	if convicted == 0 {
+		t.Error("nobody noticed")
 	}
 }
 
@@ -115,67 +118,4 @@ func announceEarly(log *logwrites.Recording) (changed []logwrites.Entry) {
 		}
 	}
 	return changed
-}
-
-// fault 53, fault 54: what the mark of a source has to say once something is gone.
-func TestMarkIsChecked(t *testing.T) {
-	recorded := journalFacts{exists: true, id: "m", tx: 3, hydrated: region.NewSet()}
-	recorded.recordedBy[4] = 2
-	mark := func(id, role string, tx uint64) *loopdev.Mark { return &loopdev.Mark{ID: id, Role: role, Tx: tx} }
-	for name, test := range map[string]struct {
-		mark    *loopdev.Mark
-		lost    bool
-		journal journalFacts
-		want    string // empty: all is well
-	}{
-		"whole, unmarked":    {nil, false, recorded, ""},
-		"whole, no journal":  {nil, false, journalFacts{}, ""},
-		"lost, marked":       {mark("m", "source", 2), true, recorded, ""},
-		"whole, marked":      {mark("m", "source", 3), false, recorded, ""},
-		"lost, unmarked":     {nil, true, recorded, "has no mark"},
-		"other role":         {mark("m", "destination", 2), true, recorded, "gives it the role"},
-		"other migration":    {mark("n", "source", 2), true, recorded, "names migration"},
-		"journal gone":       {mark("m", "source", 2), false, journalFacts{}, "names migration"},
-		"behind discards":    {mark("m", "source", 1), true, recorded, "its mark says 1"},
-		"ahead of journal":   {mark("m", "source", 4), true, recorded, "would be refused"},
-		"discarding, unsaid": {mark("m", "source", 2), true, journalFacts{exists: true, id: "m", tx: 3, sourceModified: recorded.sourceModified.Add(1)}, "would refuse it"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := sourceFacts{mark: test.mark}
-			for nr := range s.whole {
-				s.whole[nr] = !test.lost || nr != 4
-			}
-			err := test.journal.checkMark(s)
-			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want %q", err, test.want)
-			}
-		})
-	}
-}
-
-// What the program has said is held against it.
-func TestPromisesAreChecked(t *testing.T) {
-	done := journalFacts{exists: true, tx: 3, phase: journal.Done}
-	running := journalFacts{exists: true, tx: 3, phase: journal.Running}
-	for name, test := range map[string]struct {
-		marks   []string
-		journal journalFacts
-		source  sourceFacts
-		want    string
-	}{
-		"nothing said":        {[]string{beginMark}, journalFacts{}, sourceFacts{}, ""},
-		"kept":                {[]string{beginMark, "tx=3"}, running, sourceFacts{}, ""},
-		"ended":               {[]string{"tx=3", endMark}, done, sourceFacts{}, ""},
-		"transaction lost":    {[]string{"tx=4"}, running, sourceFacts{}, "transaction 4 was announced"},
-		"journal lost":        {[]string{"tx=1"}, journalFacts{}, sourceFacts{}, "transaction 1 was announced"},
-		"end lost":            {[]string{endMark}, running, sourceFacts{}, "is at phase"},
-		"discards taken back": {[]string{endMark}, done, sourceFacts{dataRegions: 1}, "hold data again"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			err := test.journal.checkPromises(test.marks, test.source)
-			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want %q", err, test.want)
-			}
-		})
-	}
 }

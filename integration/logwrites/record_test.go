@@ -7,9 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,12 +16,8 @@ import (
 	"decant/integration/testkernel"
 )
 
-const (
-	// binariesVariable names a directory with a migrate that is built already.
-	binariesVariable = "DECANT_TEST_BINARIES"
-	// nightlyVariable asks for the long forms of the tests.
-	nightlyVariable = "DECANT_NIGHTLY"
-)
+// nightlyVariable asks for the long forms of the tests.
+const nightlyVariable = "DECANT_NIGHTLY"
 
 func nightly() bool { return os.Getenv(nightlyVariable) != "" }
 
@@ -73,6 +67,8 @@ type migration struct {
 	killAfter int
 	// goesOn are the flags of the second start.
 	goesOn string
+	// Of the program with this mistake in it.
+	bug plantedBug
 }
 
 var migrations = []migration{
@@ -140,8 +136,9 @@ func record(t *testing.T, list []migration) []*recorded {
 	dir := t.TempDir()
 	var all []*recorded
 	var disks []string
-	script := strings.Replace(recordScript, "MIGRATE", buildMigrate(t), 1)
+	script := recordScript
 	for i, m := range list {
+		script += "program=" + buildMigrate(t, m.bug) + "\n"
 		r := &recorded{name: m.name, image: makeImage(uint64(i + 1))}
 		image := filepath.Join(dir, fmt.Sprintf("image%d", i))
 		if err := os.WriteFile(image, r.image, 0o600); err != nil {
@@ -174,21 +171,6 @@ func record(t *testing.T, list []migration) []*recorded {
 	return all
 }
 
-// buildMigrate is the path of the program under test.
-func buildMigrate(t *testing.T) string {
-	t.Helper()
-	if dir := os.Getenv(binariesVariable); dir != "" {
-		return filepath.Join(dir, "migrate")
-	}
-	path := filepath.Join(t.TempDir(), "migrate")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "./cmd/migrate")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build migrate: %v\n%s", err, out)
-	}
-	return path
-}
-
 // commonScript puts together what the media are for, on a device named log. The thin
 // volume is named by the path of its device; a volume of a pool would be named in move.
 const commonScript = `
@@ -214,7 +196,7 @@ detach() {
 	done
 }
 move() {
-	exec MIGRATE --progress=json --state-dir /run/journal/state --region-size 64KiB --commit-bytes 256KiB "$@" \
+	exec $program --progress=json --state-dir /run/journal/state --region-size 64KiB --commit-bytes 256KiB "$@" \
 		/run/source/image /dev/mapper/volume
 }
 `

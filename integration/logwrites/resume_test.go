@@ -29,7 +29,7 @@ func TestPowerCutsOnAllMediaCanBeResumed(t *testing.T) {
 func resumeSome(t *testing.T, first, all, count int) {
 	dir := t.TempDir()
 	var disks []string
-	script := strings.Replace(resumeScript, "MIGRATE", buildMigrate(t), 1)
+	script := resumeScript + "program=" + buildMigrate(t, plantedBug{}) + "\n"
 	for i, r := range recordings(t) {
 		image := filepath.Join(dir, fmt.Sprintf("image%d", i))
 		if err := os.WriteFile(image, r.image, 0o600); err != nil {
