@@ -144,6 +144,12 @@ func (c *Control) StatusNoFlush(name string) ([]Target, error) {
 	return c.table("status", name, unix.DM_NOFLUSH_FLAG)
 }
 
+// InactiveStatus is StatusNoFlush of the table in the inactive slot, empty if there is
+// none. It is for targets that have something to say before they serve anybody.
+func (c *Control) InactiveStatus(name string) ([]Target, error) {
+	return c.table("inactive status", name, unix.DM_NOFLUSH_FLAG|unix.DM_QUERY_INACTIVE_TABLE_FLAG)
+}
+
 func (c *Control) table(op, name string, flags uint32) ([]Target, error) {
 	if err := checkExisting(name); err != nil {
 		return nil, failure(op, name, err)

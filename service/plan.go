@@ -146,8 +146,12 @@ func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeByte
 	if err != nil {
 		return 0, true, false, err
 	}
+	within := a.source.pool != nil && a.source.pool.Name() == a.target.pool
+	if info.Dir == "" { // block devices: there is no file system under the pool
+		free, err := pool.FreeBytes()
+		return free, true, within, err
+	}
 	if left := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes; left < data {
-		within := a.source.pool != nil && a.source.pool.Name() == a.target.pool
 		return left, true, within, nil
 	}
 	free, dev, err := freeBytesAt(info.Dir)

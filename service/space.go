@@ -51,6 +51,10 @@ func (m *meter) AvailableBytes() (int64, error) {
 	if !bounded(m.taker) {
 		return math.MaxInt64, nil
 	}
+	if m.taker.pool != nil && m.taker.base.Info().Kind == loopdev.Block {
+		free, err := m.taker.FreeBytes() // there is no file system under the pool
+		return free - m.reserveBytes, err
+	}
 	free, err := m.taker.base.FreeBytes()
 	if err != nil || m.taker.pool == nil {
 		return free - m.reserveBytes, err

@@ -101,7 +101,9 @@ type Volume interface {
 
 var (
 	_ Pool   = (*DirectoryPool)(nil)
+	_ Pool   = (*MapperPool)(nil)
 	_ Volume = (*DirectoryVolume)(nil)
+	_ Volume = (*MapperVolume)(nil)
 )
 
 // PoolInfo is what there is to know of a pool at one moment.
@@ -120,7 +122,9 @@ type PoolInfo struct {
 
 	UUID      string `json:"-"` // the same wherever the pool is carried to
 	Dir       string `json:"-"` // of a directory pool, absolute path
-	SizeBytes int64  `json:"-"` // size limit as it was asked for
+	Data      string `json:"-"` // of a dm-thin pool, absolute path of its data device
+	Metadata  string `json:"-"` // of a dm-thin pool, absolute path of its metadata device
+	SizeBytes int64  `json:"-"` // size limit as it was asked for, or of the data device in whole blocks
 }
 
 // VolumeInfo is what there is to know of a volume at one moment.
@@ -146,6 +150,11 @@ func newUUID() string {
 	_, _ = rand.Read(b[:]) // never fails, as documented
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
+	return formatUUID(b[:])
+}
+
+// formatUUID writes the 16 bytes of a UUID as people do.
+func formatUUID(b []byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 

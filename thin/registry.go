@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Registry knows the pools of a host by name: a symbolic link to each pool's
-// directory, under STATE-DIR/pools. Several processes may use one registry.
+// Registry knows the pools of a host by name, under STATE-DIR/pools: a symbolic link
+// to the directory of a directory pool, and a file that names the devices of a
+// dm-thin pool. Several processes may use one registry.
 type Registry struct {
 	stateDir string
 }
@@ -47,20 +48,50 @@ func (r Registry) List() ([]string, error) {
 	}
 	var names []string
 	for _, entry := range entries {
-		if entry.Type() == os.ModeSymlink && ValidateName(entry.Name()) == nil {
+		if (entry.Type() == os.ModeSymlink || entry.Type().IsRegular()) && ValidateName(entry.Name()) == nil {
 			names = append(names, entry.Name())
 		}
 	}
 	return names, nil
 }
 
-// Open opens a registered pool and settles what a crash left in it. It is
-// ErrNotFound if no pool of that name is registered or its directory is gone, and
-// ErrForeign if the directory holds another pool.
+// Open opens a registered pool and settles what a crash left in it. A dm-thin pool is
+// made active if it is not, as after a reboot. It is ErrNotFound if no pool of that
+// name is registered or its directory is gone, and ErrForeign if the directory holds
+// another pool, or the devices are not those that were registered.
 func (r Registry) Open(name string) (Pool, error) {
+	if err := ValidateName(name); err != nil {
+		return nil, err
+	}
+	e, err := r.mapperEntry(name)
+	if err == nil {
+		p, err := r.openMapperNamed(name, e)
+		if err != nil {
+			return nil, err // and not a Pool around a nil pointer
+		}
+		return p, nil
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return nil, wrap(err, "open pool", name)
+	}
 	p, err := r.openNamed(name)
 	if err != nil {
-		return nil, err // and not a Pool around a nil pointer
+		return nil, err
+	}
+	return p, nil
+}
+
+func (r Registry) openMapperNamed(name string, e mapperEntry) (*MapperPool, error) {
+	p, err := openMapper(r, e)
+	if err != nil {
+		return nil, err
+	}
+	if p.name != name {
+		err := &Error{
+			Op: "open pool", Object: name, State: "its devices hold the pool " + p.name, Err: ErrForeign,
+			Hint: "forget the name with thinctl pool close " + name,
+		}
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
@@ -74,7 +105,7 @@ func (r Registry) openNamed(name string) (*DirectoryPool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &Error{
 			Op: op, Object: name, State: "is not registered under " + r.stateDir, Err: ErrNotFound,
-			Hint: "see thinctl pool list; register a pool with thinctl pool open --dir DIR",
+			Hint: "see thinctl pool list; register a pool with thinctl pool open --dir DIR, or --data DEV --metadata DEV",
 		}
 	}
 	if err != nil {
@@ -118,10 +149,21 @@ func (r Registry) OpenDir(dir string) (*DirectoryPool, error) {
 }
 
 // Forget takes a pool out of the registry and leaves its directory alone, also if
-// there is no pool or a damaged one. It is ErrNotFound if no pool of that name is
-// registered, and ErrInUse while a handle of the pool is open.
+// there is no pool or a damaged one. A dm-thin pool and its volumes are deactivated,
+// and stay on their devices. It is ErrNotFound if no pool of that name is registered,
+// and ErrInUse while a handle of the pool, or the device of a volume, is open.
 func (r Registry) Forget(name string) error {
 	const op = "close pool"
+	if err := ValidateName(name); err != nil {
+		return err
+	}
+	e, err := r.mapperEntry(name)
+	switch {
+	case err == nil:
+		return r.closeMapper(op, name, e)
+	case errors.Is(err, ErrForeign):
+		return r.locked(func() error { return r.remove(op, name) }) // it names no pool that could be active
+	}
 	p, err := r.openNamed(name)
 	switch {
 	case errors.Is(err, ErrInvalid) || errors.Is(err, ErrInUse):
@@ -146,17 +188,17 @@ func (r Registry) link(name string) string { return filepath.Join(r.poolsDir(), 
 
 // free is ErrExists if a pool of the name is registered.
 func (r Registry) free(op, name string) error {
+	state := "is registered already"
 	dir, err := os.Readlink(r.link(name))
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case err == nil:
+		state += ", with the directory " + dir
+	case !errors.Is(err, unix.EINVAL): // no link, but the entry of a dm-thin pool
 		return &Error{Op: op, Object: name, Err: err}
 	}
-	return &Error{
-		Op: op, Object: name, State: "is registered already, with the directory " + dir, Err: ErrExists,
-		Hint: "take another name, or see thinctl pool list",
-	}
+	return &Error{Op: op, Object: name, State: state, Err: ErrExists, Hint: "take another name, or see thinctl pool list"}
 }
 
 // add registers dir under name, durably. Registering it again changes nothing.

@@ -147,6 +147,7 @@ type PoolTable struct {
 	IgnoreDiscard    bool
 	NoPassdown       bool
 	ErrorIfNoSpace   bool
+	ReadOnly         bool // the metadata is not changed
 }
 
 // ParsePoolTable reads the parameters of a thin-pool target.
@@ -171,6 +172,8 @@ func ParsePoolTable(params string) (PoolTable, error) {
 			t.NoPassdown = true
 		case "error_if_no_space":
 			t.ErrorIfNoSpace = true
+		case "read_only":
+			t.ReadOnly = true
 		}
 	}
 	return t, nil
@@ -187,6 +190,7 @@ func (t PoolTable) String() string {
 		{t.IgnoreDiscard, "ignore_discard"},
 		{t.NoPassdown, "no_discard_passdown"},
 		{t.ErrorIfNoSpace, "error_if_no_space"},
+		{t.ReadOnly, "read_only"},
 	} {
 		if f.on {
 			features = append(features, f.word)

@@ -79,7 +79,8 @@ type command struct {
 }
 
 func (c *command) root() *cobra.Command {
-	root := group("thinctl", "Thin pools without LVM", c.poolCommands(), c.createCommand(), c.listCommand(), c.showCommand(), c.deleteCommand())
+	root := group("thinctl", "Thin pools without LVM", c.poolCommands(), c.createCommand(), c.listCommand(), c.showCommand(), c.deleteCommand(),
+		c.activateCommand(), c.deactivateCommand())
 	root.Version = version()
 	root.SilenceErrors = true
 	root.SilenceUsage = true

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -44,10 +45,13 @@ func (c *command) printPool(p thin.Pool) error {
 	if c.json {
 		return c.printJSON(line.info)
 	}
-	return c.printFields([][2]string{
-		{"Name", line.info.Name},
-		{"Kind", line.info.Kind},
-		{"Directory", line.info.Dir},
+	fields := [][2]string{{"Name", line.info.Name}, {"Kind", line.info.Kind}}
+	if line.info.Dir != "" {
+		fields = append(fields, [2]string{"Directory", line.info.Dir})
+	} else {
+		fields = append(fields, [2]string{"Data", line.info.Data}, [2]string{"Metadata", line.info.Metadata})
+	}
+	return c.printFields(append(fields, [][2]string{
 		{"UUID", line.info.UUID},
 		{"Size", size(line.info.SizeBytes)},
 		{"Used", size(line.usedBytes())},
@@ -56,7 +60,7 @@ func (c *command) printPool(p thin.Pool) error {
 		{"Transaction", strconv.FormatUint(line.info.TransactionID, 10)},
 		{"Mode", string(line.info.Mode)},
 		{"Volumes", strconv.Itoa(line.info.Volumes)},
-	})
+	}...))
 }
 
 func (c *command) printPools(lines []poolLine) error {
@@ -67,11 +71,11 @@ func (c *command) printPools(lines []poolLine) error {
 		}
 		return c.printJSON(infos)
 	}
-	rows := [][]any{{"NAME", "KIND", "SIZE", "USED", "FREE", "VOLUMES", "DIRECTORY"}}
+	rows := [][]any{{"NAME", "KIND", "SIZE", "USED", "FREE", "VOLUMES", "PLACE"}}
 	for _, l := range lines {
 		rows = append(rows, []any{
 			l.info.Name, l.info.Kind, units.FormatBytes(l.info.SizeBytes), units.FormatBytes(l.usedBytes()),
-			units.FormatBytes(l.freeBytes), l.info.Volumes, printable(l.info.Dir),
+			units.FormatBytes(l.freeBytes), l.info.Volumes, printable(cmp.Or(l.info.Dir, l.info.Data)),
 		})
 	}
 	return c.printTable(rows)
@@ -92,7 +96,7 @@ func (c *command) printVolume(v thin.VolumeInfo) error {
 		{"Origin", v.Origin},
 		{"Blob", hex.EncodeToString(v.Blob)},
 		{"Created", v.Created.Format(time.RFC3339)},
-		{"File", v.Path},
+		{"Path", v.Path},
 	})
 }
 

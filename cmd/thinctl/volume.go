@@ -95,6 +95,47 @@ func (c *command) deleteCommand() *cobra.Command {
 	}
 }
 
+// activatable is a pool whose volumes are devices only while they are active.
+type activatable interface {
+	Activate(name string) (thin.VolumeInfo, error)
+	Deactivate(name string) error
+}
+
+func (c *command) activateCommand() *cobra.Command {
+	return c.activationCommand("activate", "Make the device of a volume, at /dev/mapper/POOL-VOL", func(p activatable, volume string) error {
+		info, err := p.Activate(volume)
+		if err != nil {
+			return err
+		}
+		return c.printVolume(info)
+	})
+}
+
+func (c *command) deactivateCommand() *cobra.Command {
+	return c.activationCommand("deactivate", "Remove the device of a volume, whose data stays", func(p activatable, volume string) error {
+		if err := p.Deactivate(volume); err != nil {
+			return err
+		}
+		name := p.(thin.Pool).Name()
+		return c.printDone(named{Pool: name, Name: volume}, "deactivated volume "+name+"/"+volume)
+	})
+}
+
+func (c *command) activationCommand(name, short string, f func(p activatable, volume string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: name + " POOL/VOL", Short: short, Args: cobra.ExactArgs(1),
+		RunE: c.act(func(r thin.Registry, args []string) error {
+			return withVolume(r, args[0], func(p thin.Pool, volume string) error {
+				pool, ok := p.(activatable)
+				if !ok {
+					return notForThisKind(name+" volume", args[0], "volumes of a directory pool are files, which need not be activated")
+				}
+				return f(pool, volume)
+			})
+		}),
+	}
+}
+
 // readBlob reads the file at path, and one byte more than can be kept at most, so
 // that a larger file is refused and not read to its end.
 func readBlob(path string) ([]byte, error) {
