@@ -91,7 +91,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (*reporter, error) 
 	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	r.meter.peakBytes.Store(state.PeakExtraBytes)
 	if bounded(taker) {
-		free, err := taker.base.FreeBytes()
+		free, err := freeAround(taker)
 		if err != nil {
 			return nil, err
 		}

@@ -46,16 +46,21 @@ const (
 // bounded says whether writing to e takes space that could run out.
 func bounded(e *end) bool { return e.kind != "block" }
 
+// freeAround is the free space of the file system that e lies on, or of its pool where
+// there is none.
+func freeAround(e *end) (int64, error) {
+	if e.base.Info().Kind == loopdev.Block {
+		return e.FreeBytes()
+	}
+	return e.base.FreeBytes()
+}
+
 // AvailableBytes is how much may be written before the reserve is touched.
 func (m *meter) AvailableBytes() (int64, error) {
 	if !bounded(m.taker) {
 		return math.MaxInt64, nil
 	}
-	if m.taker.pool != nil && m.taker.base.Info().Kind == loopdev.Block {
-		free, err := m.taker.FreeBytes() // there is no file system under the pool
-		return free - m.reserveBytes, err
-	}
-	free, err := m.taker.base.FreeBytes()
+	free, err := freeAround(m.taker)
 	if err != nil || m.taker.pool == nil {
 		return free - m.reserveBytes, err
 	}

@@ -69,7 +69,7 @@ func (p *MapperPool) mappedBytes(r mapperRecord) (int64, error) {
 		return 0, err
 	}
 	if found && info.ActiveTable {
-		status, err := thinStatus(p.devices.control, info.Name)
+		status, err := statusOfThin(p.devices.control, info.Name)
 		if !errors.Is(err, unix.ENXIO) { // else it was deactivated a moment ago
 			return status.MappedBytes, err
 		}
@@ -82,8 +82,8 @@ func (p *MapperPool) mappedBytes(r mapperRecord) (int64, error) {
 	return status.MappedBytes, err
 }
 
-// thinStatus is the status of an active thin device.
-func thinStatus(control *dm.Control, name string) (ThinStatus, error) {
+// statusOfThin is the status of an active thin device.
+func statusOfThin(control *dm.Control, name string) (ThinStatus, error) {
 	targets, err := control.StatusNoFlush(name)
 	if err != nil {
 		return ThinStatus{}, err

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -22,23 +21,12 @@ func TestMapperPools(t *testing.T) {
 	testkernel.RunTests(t, "../../thin", "^TestKernelMapper", mapperDisks(t)...)
 }
 
-// programs builds the real programs and returns the directory that they are in.
-func programs(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/migrate", "./cmd/thinctl")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the programs: %v\n%s", err, out)
-	}
-	return dir
-}
-
 // scriptStart has what all scripts need: the programs, an end at the first failure,
 // and refused, for a command that must end with a certain code.
 func scriptStart(dir string) string {
 	return "PATH=" + dir + ":$PATH\n" + `
 		set -eu
+		alias thinctl="thinctl --state-dir /mnt/state" migrate="migrate --state-dir /mnt/state"
 		refused() {
 			want=$1; shift
 			code=0; "$@" 2>"$TMPDIR/refused" || code=$?
@@ -60,7 +48,7 @@ func mustSucceed(t *testing.T, m *testkernel.Machine) {
 func TestMigrateIntoMapperPools(t *testing.T) {
 	t.Parallel()
 	disks := append(mapperDisks(t), testkernel.NewDisk(t, 64*mib))
-	m := testkernel.Boot(t, testkernel.Config{Disks: disks, Script: scriptStart(programs(t)) + `
+	m := testkernel.Boot(t, testkernel.Config{Disks: disks, Script: scriptStart(programsDirectory(t)) + `
 		mkfs.ext4 -q -m 0 /dev/ubde
 		mount /dev/ubde /mnt
 		dd if=/dev/urandom of=/mnt/image bs=64K count=200 seek=10 status=none
@@ -72,7 +60,7 @@ func TestMigrateIntoMapperPools(t *testing.T) {
 		thinctl pool create b --metadata /dev/ubdc --data /dev/ubdd --block-size 128K --low-water 10
 		thinctl pool list
 		migrate /mnt/image a/vol --discard-src --verify --progress plain
-		[ "$(stat -c %b /mnt/image)" = 0 ]
+		[ "$(stat -c %b /mnt/image)" -le 16 ] # its mark
 		thinctl show a/vol --json
 		[ "$(head -c $size /dev/mapper/a-vol | md5sum)" = "$sum" ]
 		[ "$(thinctl show a/vol --json | field mapped_bytes)" -le $((201 * 65536)) ]
