@@ -313,6 +313,11 @@ func (p *MapperPool) settleAtStart() error {
 			}
 		}
 	}
+	if status.TransactionID == unmadeTransaction { // a crash came just before the end of its making
+		if err := p.setTransaction(unmadeTransaction); err != nil {
+			return err
+		}
+	}
 	_, _, _, err = p.settled("open pool")
 	return err
 }

@@ -93,6 +93,9 @@ func CreateMapper(registry Registry, name string, o MapperOptions) (*MapperPool,
 // makeMapper makes the pool on its devices and leaves it active. The caller holds the
 // activation lock.
 func makeMapper(op string, control *dm.Control, name string, o MapperOptions) (e mapperEntry, err error) {
+	if err := removeHalfMade(control, o); err != nil {
+		return e, err
+	}
 	for _, device := range []string{name, catalogDeviceName(name)} {
 		if err := nameFree(control, device); err != nil {
 			return e, err
@@ -123,6 +126,17 @@ func makeMapper(op string, control *dm.Control, name string, o MapperOptions) (e
 	}, nil
 }
 
+// removeHalfMade removes the devices of a pool that a process was making on these
+// devices when it died.
+func removeHalfMade(control *dm.Control, o MapperOptions) error {
+	var data, metadata unix.Stat_t
+	if unix.Stat(o.Data, &data) != nil || unix.Stat(o.Metadata, &metadata) != nil {
+		return nil // opening them says what is wrong
+	}
+	_, err := activeOn(control, dm.DeviceNumber(data.Rdev), dm.DeviceNumber(metadata.Rdev))
+	return err
+}
+
 // formatMapper makes the kernel format the metadata, and writes the catalog.
 func formatMapper(devices mapperDevices, data, metadata backing, header mapperHeader, crashPoint func(string)) (err error) {
 	control := devices.control
@@ -149,7 +163,7 @@ func formatMapper(devices mapperDevices, data, metadata backing, header mapperHe
 		return err
 	}
 	crashPoint("wrote catalog")
-	_, err = control.Message(pool.Name, 0, "set_transaction_id 0 1")
+	_, err = control.Message(pool.Name, 0, fmt.Sprintf("set_transaction_id %d %d", unmadeTransaction, unmadeTransaction+1))
 	return err
 }
 
@@ -238,7 +252,7 @@ func checkEmptyDevices(op string, dataDevice, metadataDevice *loopdev.Device, da
 	}
 	h, err := decodeHeader(first)
 	// In its first transaction, and with nothing but the catalog's block.
-	halfMade := err == nil && h.state == Creating && (!isPool || s.transactionID == 0 && s.dataUsedBlocks <= 1)
+	halfMade := err == nil && h.state == Creating && (!isPool || s.transactionID == unmadeTransaction && s.dataUsedBlocks <= 1)
 	switch {
 	case halfMade:
 		err := errors.Join(clearStart(dataDevice, recordBytes), clearStart(metadataDevice, metadataBlockBytes))

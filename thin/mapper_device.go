@@ -38,7 +38,7 @@ var quietRules = []dm.UdevRules{dm.NoSubsystemRules, dm.NoDiskRules, dm.NoOtherR
 
 // removePatience is how long a device may be kept busy by programs that look at
 // every new one.
-const removePatience = 10 * time.Second
+const removePatience = 2 * time.Second
 
 // mapperDevices are the kernel's devices of one pool. Changes are made under the
 // pool's lock only.

@@ -1,11 +1,13 @@
 package thin
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // mapperEntry is what the registry keeps of a dm-thin pool, so that it can be made
@@ -40,9 +42,8 @@ func decodeEntry(text []byte) (mapperEntry, error) {
 // isUUID says whether s is what newUUID makes. It becomes part of names of files
 // and devices.
 func isUUID(s string) bool {
-	var b [16]byte
-	n, err := fmt.Sscanf(s, "%08x-%04x-%04x-%04x-%12x", new(uint32), new(uint16), new(uint16), new(uint16), new(uint64))
-	return err == nil && n == 5 && len(s) == len(formatUUID(b[:]))
+	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
+	return err == nil && len(b) == 16 && formatUUID(b) == s
 }
 
 // mapperEntry reads the entry of that name. It is ErrNotFound if there is none, or

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -191,7 +192,8 @@ func endProbe(control *dm.Control) error {
 }
 
 // activeOn is the UUID of the active pool of this program that uses both devices, or
-// empty.
+// empty. One that a crash has left while it was being made is removed first. The
+// caller holds the activation lock, under which pools are made.
 func activeOn(control *dm.Control, data, metadata dm.DeviceNumber) (string, error) {
 	pools, err := ours(control, poolUUIDPrefix)
 	if err != nil {
@@ -202,13 +204,18 @@ func activeOn(control *dm.Control, data, metadata dm.DeviceNumber) (string, erro
 		if err != nil {
 			return "", err
 		}
-		uses := map[dm.DeviceNumber]bool{}
-		for _, d := range deps {
-			uses[d] = true
+		if !slices.Contains(deps, data) || !slices.Contains(deps, metadata) {
+			continue
 		}
-		if uses[data] && uses[metadata] {
-			return strings.TrimPrefix(info.UUID, poolUUIDPrefix), nil
+		uuid := strings.TrimPrefix(info.UUID, poolUUIDPrefix)
+		status, err := poolDevice{control: control, name: info.Name}.status(false)
+		if err == nil && status.Mode != Failed && status.TransactionID == unmadeTransaction {
+			return "", mapperDevices{control: control, uuid: uuid}.deactivate("remove what was left of pool", info.Name)
 		}
+		return uuid, err
 	}
 	return "", nil
 }
+
+// unmadeTransaction is the transaction id of a pool until it is made completely.
+const unmadeTransaction = 0

@@ -21,12 +21,40 @@ func TestMapperPools(t *testing.T) {
 	testkernel.RunTests(t, "../../thin", "^TestKernelMapper", mapperDisks(t)...)
 }
 
+// The power fails in the middle of a change. The next boot finds the pool by its
+// devices alone, in a state directory of its own.
+func TestMapperPowerCut(t *testing.T) {
+	t.Parallel()
+	program := testkernel.Build(t, "../../thin")
+	for _, c := range []struct{ change, step string }{
+		{"create", "created thin device"}, {"create", "set transaction id"}, {"delete", "deleted thin device"},
+	} {
+		t.Run(c.change+"/"+c.step, func(t *testing.T) {
+			disks := mapperDisks(t)
+			boot := func(test string) *testkernel.Machine {
+				return testkernel.Boot(t, testkernel.Config{
+					Disks: disks, Command: []string{program, "-test.v", "-test.run=^" + test + "$"},
+					Env: []string{"DECANT_TEST_CHANGE=" + c.change, "DECANT_TEST_STEP=" + c.step},
+				})
+			}
+			before := boot("TestPowerCutBefore")
+			before.WaitOutput("after the step")
+			before.PowerCut()
+			if v := boot("TestPowerCutAfter").Wait(); v.ExitCode != 0 || !strings.Contains(v.Output, "--- PASS: TestPowerCutAfter") {
+				t.Errorf("after the power cut: code %d\n%s", v.ExitCode, v.Output)
+			}
+		})
+	}
+}
+
 // scriptStart has what all scripts need: the programs, an end at the first failure,
 // and refused, for a command that must end with a certain code.
 func scriptStart(dir string) string {
 	return "PATH=" + dir + ":$PATH\n" + `
 		set -eu
-		alias thinctl="thinctl --state-dir /mnt/state" migrate="migrate --state-dir /mnt/state"
+		state=/mnt/state
+		thinctl() { command thinctl --state-dir "$state" "$@"; }
+		migrate() { command migrate --state-dir "$state" "$@"; }
 		refused() {
 			want=$1; shift
 			code=0; "$@" 2>"$TMPDIR/refused" || code=$?
