@@ -134,6 +134,15 @@ func TestKernelMapperFault36Full(t *testing.T) {
 	mustCreateVolume(t, p, "x", mib)
 	must(t, p.DeleteVolume("x"))
 
+	// What is given back is seen, without a write in between.
+	must(t, v.Discard(0, 3*64*kib))
+	if free, err := p.FreeBytes(); err != nil || free != 3*64*kib {
+		t.Errorf("%d bytes are free, %v", free, err)
+	}
+	for block := range int64(3) {
+		mustWrite(t, v, block*64*kib, data)
+	}
+
 	must(t, p.Grow()) // by nothing
 	must(t, s.control.Load("small", []dm.Target{linear(8 * mib)}))
 	must(t, s.control.ResumeNoFlush("small"))

@@ -205,12 +205,22 @@ func (p *MapperPool) poolDevice() poolDevice {
 	return poolDevice{control: p.devices.control, name: p.pool.Name}
 }
 
+// status is that of the pool now. One that is out of space looks at what was given
+// back only when it commits.
+func (p *MapperPool) status() (TargetStatus, error) {
+	status, err := p.poolDevice().status(false)
+	if err == nil && status.Mode == OutOfDataSpace {
+		return p.poolDevice().status(true)
+	}
+	return status, err
+}
+
 // Name is the name of the pool.
 func (p *MapperPool) Name() string { return p.name }
 
 // Info reads the state of the pool.
 func (p *MapperPool) Info() (PoolInfo, error) {
-	status, err := p.poolDevice().status(false)
+	status, err := p.status()
 	if err != nil {
 		return PoolInfo{}, &Error{Op: "show pool", Object: p.name, Err: err}
 	}
@@ -231,7 +241,7 @@ func (p *MapperPool) Info() (PoolInfo, error) {
 // what is left of its data device, or what its metadata device can keep track of, if
 // that is less. It is 0 while the pool cannot be written to.
 func (p *MapperPool) FreeBytes() (int64, error) {
-	status, err := p.poolDevice().status(false)
+	status, err := p.status()
 	if err != nil {
 		return 0, &Error{Op: "count free space", Object: p.name, Err: err}
 	}
@@ -337,7 +347,7 @@ func (p *MapperPool) backings(op string) (data, metadata backing, err error) {
 
 // writable is an error unless the pool's metadata can be changed, with what helps.
 func (p *MapperPool) writable(op string) (TargetStatus, error) {
-	status, err := p.poolDevice().status(false)
+	status, err := p.status()
 	if err != nil {
 		return status, err
 	}

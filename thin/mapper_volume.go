@@ -102,6 +102,9 @@ func (p *MapperPool) openRefusal(op, object, path string, err error) error {
 	return &Error{Op: op, Object: object, State: "is in use" + whoUses(path), Err: errors.Join(ErrInUse, err), Hint: "end that use first"}
 }
 
+// FreeBytes is that of the pool.
+func (v *MapperVolume) FreeBytes() (int64, error) { return v.pool.FreeBytes() }
+
 // VolumeInfo describes the volume as it was when it was opened.
 func (v *MapperVolume) VolumeInfo() VolumeInfo { return v.info }
 
