@@ -87,8 +87,12 @@ func TestRecordNewerThanThePool(t *testing.T) {
 		transaction, ofPool uint64
 		newer               bool
 	}{
-		{Active, 5, 5, false}, {Active, 5, 6, false}, {Active, 6, 5, true},
-		{Creating, 6, 5, false}, {Deleting, 6, 6, false}, {Creating, 7, 5, true},
+		{Active, 5, 5, false},
+		{Active, 5, 6, false},
+		{Active, 6, 5, true},
+		{Creating, 6, 5, false},
+		{Deleting, 6, 6, false},
+		{Creating, 7, 5, true},
 	} {
 		if got := (mapperRecord{state: c.state, transaction: c.transaction}).isNewerThan(c.ofPool); got != c.newer {
 			t.Errorf("%+v: %v", c, got)

@@ -232,7 +232,11 @@ func (p *MapperPool) settled(op string) (mapperHeader, []mapperRecord, TargetSta
 		if r.state == Active {
 			continue
 		}
-		if err := p.uncreate(r); err != nil {
+		err := p.uncreate(r)
+		if errors.Is(err, ErrInUse) {
+			continue // somebody has opened what is left of it, and keeps nobody from using the rest
+		}
+		if err != nil {
 			return header, nil, status, &Error{Op: "settle volume", Object: p.name + "/" + r.name, State: fmt.Sprintf("was left in state %s and cannot be removed: %v", r.state, err), Err: err}
 		}
 		if status, err = p.writable(op); err != nil {
@@ -258,7 +262,7 @@ func (p *MapperPool) readable(op string) ([]mapperRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	if status.refusal(op, p.name) == nil {
+	if status.commits() {
 		_, records, _, err := p.settled(op)
 		return records, err
 	}
@@ -299,7 +303,7 @@ func (p *MapperPool) settleAtStart() error {
 	if err != nil {
 		return err
 	}
-	if status.refusal("", "") != nil {
+	if !status.commits() {
 		return nil
 	}
 	if status.Held {

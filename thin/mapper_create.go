@@ -130,9 +130,8 @@ func makeMapper(op string, control *dm.Control, name string, o MapperOptions) (e
 // devices when it died.
 func removeHalfMade(control *dm.Control, o MapperOptions) error {
 	var data, metadata unix.Stat_t
-	if unix.Stat(o.Data, &data) != nil || unix.Stat(o.Metadata, &metadata) != nil {
-		return nil // opening them says what is wrong
-	}
+	_ = unix.Stat(o.Data, &data) // opening them says what is wrong; no pool uses number 0
+	_ = unix.Stat(o.Metadata, &metadata)
 	_, err := activeOn(control, dm.DeviceNumber(data.Rdev), dm.DeviceNumber(metadata.Rdev))
 	return err
 }

@@ -69,8 +69,17 @@ func TestDecodeEntryRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, change := range [][2]string{
-		{"dm-thin", "lvm"}, {"00112233-", "../../../"}, {"00112233-", "0011223-"}, {"ccddeeff", "ccddeexx"}, {`"/dev/a"`, `"a"`}, {`"/dev/b"`, `""`},
-		{"65536", "65537"}, {"65536", "0"}, {"65536", `"x"`}, {"}", `,"low_water_blocks":-1}`}, {"{", ""},
+		{"dm-thin", "lvm"},
+		{"00112233-", "../../../"},
+		{"00112233-", "0011223-"},
+		{"ccddeeff", "ccddeexx"},
+		{`"/dev/a"`, `"a"`},
+		{`"/dev/b"`, `""`},
+		{"65536", "65537"},
+		{"65536", "0"},
+		{"65536", `"x"`},
+		{"}", `,"low_water_blocks":-1}`},
+		{"{", ""},
 	} {
 		if e, err := decodeEntry([]byte(strings.Replace(good, change[0], change[1], 1))); !errors.Is(err, ErrForeign) {
 			t.Errorf("%q for %q: %+v, %v", change[1], change[0], e, err)

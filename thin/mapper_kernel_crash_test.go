@@ -5,6 +5,7 @@ package thin
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
@@ -39,6 +40,30 @@ func TestKernelMapperFault63CrashInDelete(t *testing.T) {
 			s.checkSettled(p, false)
 		})
 	}
+}
+
+// What a crash left and somebody has opened does not keep the pool from being used; it
+// goes when it can.
+func TestKernelMapperLeftoverInUse(t *testing.T) {
+	s := newMapperSite(t)
+	p := s.newPool("p")
+	mustCreateVolume(t, p, "other", mib)
+	crashAt(t, p, "activated", func() error { _, err := p.CreateVolume("v", mib, nil); return err })
+	must(t, p.Close())
+	f, err := os.Open("/dev/mapper/p-v")
+	must(t, err)
+	p = s.open("p")
+	if _, err := p.OpenVolume("v", false); !errors.Is(err, ErrNotFound) {
+		t.Errorf("half a volume was opened: %v", err)
+	}
+	_, err = p.CreateVolume("v", mib, nil)
+	expect(t, err, ErrExists, "/dev/mapper/p-v")
+	mustCreateVolume(t, p, "w", mib)
+	must(t, errors.Join(f.Close(), p.Close()))
+	p = s.open("p")
+	s.check(p)
+	mustCreateVolume(t, p, "v", mib)
+	s.check(p)
 }
 
 // fault 67: a crash while a crash is settled.

@@ -322,7 +322,7 @@ func TestKernelMapperOpenRefusesForeignPool(t *testing.T) {
 		must(t, errors.Join(err, d.Close()))
 		*b = described
 	}
-	pool, err := start(s.control, "foreign", "TEST-foreign", poolTargetOf(data, metadata, 64*kib, 0, 100))
+	_, err = start(s.control, "foreign", "TEST-foreign", poolTargetOf(data, metadata, 64*kib, 0, 100))
 	must(t, err)
 	_, err = s.control.Message("foreign", 0, "create_thin 5")
 	must(t, err)
@@ -331,7 +331,7 @@ func TestKernelMapperOpenRefusesForeignPool(t *testing.T) {
 	must(t, stop(s.control, "foreign"))
 	_, err = s.registry.OpenMapper(s.data, s.metadata)
 	expect(t, err, ErrForeign, "has no catalog")
-	pool, err = start(s.control, "foreign", "TEST-foreign", poolTargetOf(data, metadata, 64*kib, 0, 100))
+	pool, err := start(s.control, "foreign", "TEST-foreign", poolTargetOf(data, metadata, 64*kib, 0, 100))
 	must(t, err)
 	if _, found, err := (mapperDevices{control: s.control, uuid: "test"}).peek(pool, 5, 8); err != nil || !found {
 		t.Errorf("its thin device: %v, %v", found, err)

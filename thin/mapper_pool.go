@@ -354,10 +354,15 @@ func (p *MapperPool) writable(op string) (TargetStatus, error) {
 	return status, status.refusal(op, p.name)
 }
 
-// refusal is an error if a pool with this status does not commit changes any more. A
-// pool that is merely out of data space does.
+// commits says whether a pool with this status keeps changes of its metadata. One that
+// is merely out of data space does.
+func (s TargetStatus) commits() bool {
+	return !s.NeedsCheck && (s.Mode == ReadWrite || s.Mode == OutOfDataSpace)
+}
+
+// refusal is an error unless the pool commits, with what helps.
 func (s TargetStatus) refusal(op, object string) error {
-	if !s.NeedsCheck && (s.Mode == ReadWrite || s.Mode == OutOfDataSpace) {
+	if s.commits() {
 		return nil
 	}
 	state := fmt.Sprintf("the pool is in mode %q", s.Mode)
