@@ -16,6 +16,20 @@ import (
 	"decant/thin/metadata"
 )
 
+// mapping tells where the blocks of a volume are mapped.
+type mapping interface {
+	// mapped is the first range that may be mapped in [off, size of the volume).
+	// Without any, both are the size. What lies outside was not mapped when it was
+	// called.
+	mapped(off int64) (start, end int64, err error)
+	// forget is called before the volume is written to. Discards may go unnoticed:
+	// what is unmapped may then still count as mapped.
+	forget()
+	// sharedBytes is how much of the volume other volumes or snapshots map as well.
+	sharedBytes() (int64, error)
+	close() error
+}
+
 // metadataMapping tells where a volume is mapped by what its pool has committed,
 // read from the pool's metadata device while the pool is in use. No message goes to
 // the pool: it may belong to LVM.
@@ -96,8 +110,6 @@ func openNumber(number string) (*os.File, dm.DeviceNumber, error) {
 	return nil, 0, fmt.Errorf("device %s has no node: %w", number, os.ErrNotExist)
 }
 
-// forget is called before the volume is written to. Discards may go unnoticed: what is
-// unmapped may then still count as mapped.
 func (m *metadataMapping) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,8 +118,6 @@ func (m *metadataMapping) forget() {
 
 func (m *metadataMapping) close() error { return m.device.Close() }
 
-// mapped is the first range that may be mapped in [off, size of the volume). Without
-// any, both are the size. What lies outside was not mapped when it was called.
 func (m *metadataMapping) mapped(off int64) (start, end int64, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -185,7 +195,6 @@ func (m *metadataMapping) read(off int64) (window, error) {
 	return w, err
 }
 
-// sharedBytes is how much of the volume other volumes or snapshots map as well.
 func (m *metadataMapping) sharedBytes() (int64, error) {
 	if _, err := m.volume.pool.status(true); err != nil {
 		return 0, err

@@ -27,7 +27,7 @@ type deviceVolume struct {
 	sparse     bool // what is unmapped reads as zeros: there is no external origin
 	skipsZeros bool // skip_block_zeroing
 	noDiscards bool // ignore_discard
-	mapping    *metadataMapping
+	mapping    mapping
 
 	flushing sync.Mutex
 	flushErr error // the first failure; nothing is known after it

@@ -93,8 +93,16 @@ func fileVolume(t *testing.T, bytes, blockBytes int64) *deviceVolume {
 			t.Error(err)
 		}
 	})
-	return &deviceVolume{Device: device, blockBytes: blockBytes, sparse: true, key: "test:1"}
+	return &deviceVolume{Device: device, blockBytes: blockBytes, sparse: true, key: "test:1", mapping: allMapped{bytes}}
 }
+
+// allMapped is a volume of which all is mapped.
+type allMapped struct{ bytes int64 }
+
+func (m allMapped) mapped(off int64) (start, end int64, err error) { return off, m.bytes, nil }
+func (m allMapped) forget()                                        {}
+func (m allMapped) sharedBytes() (int64, error)                    { return 0, nil }
+func (m allMapped) close() error                                   { return nil }
 
 func (v *deviceVolume) mustWrite(t *testing.T, off, n int64, fill byte) {
 	t.Helper()
