@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"decant/dm"
 	"decant/loopdev"
 )
 
@@ -23,6 +24,7 @@ type deviceVolume struct {
 	pool       poolDevice
 	name       string // of the volume's own device in /dev/mapper
 	key        string // of Info
+	path       string // of Info, if it is not empty
 	blockBytes int64
 	sparse     bool // what is unmapped reads as zeros: there is no external origin
 	skipsZeros bool // skip_block_zeroing
@@ -35,6 +37,7 @@ type deviceVolume struct {
 	blocks sync.Mutex
 	parts  discardedParts
 	whole  blockSet // only if skipsZeros: blocks without a rest that was never written
+	gone   blockSet // only if the kernel may cut blocks in two: those discarded and not written since
 }
 
 // newDeviceVolume makes a volume of its opened device. name is that of the thin
@@ -69,24 +72,29 @@ var errNotThin = errors.New("is not a thin volume")
 
 // status is that of the thin device itself.
 func (v *deviceVolume) status() (ThinStatus, error) {
-	targets, err := v.pool.control.StatusNoFlush(v.name)
-	if err != nil {
-		return ThinStatus{}, err
-	}
-	if len(targets) != 1 || targets[0].Type != thinTarget {
-		return ThinStatus{}, fmt.Errorf("device %s %w", v.name, errNotThin)
-	}
-	s, err := ParseThinStatus(targets[0].Params)
+	s, err := thinStatus(v.pool.control, v.name)
 	if err == nil && s.Failed {
 		err = v.failure("show volume", "its pool has failed or is gone", nil)
 	}
 	return s, err
 }
 
+// thinStatus is that of a thin device.
+func thinStatus(control *dm.Control, name string) (ThinStatus, error) {
+	targets, err := control.StatusNoFlush(name)
+	if err != nil {
+		return ThinStatus{}, err
+	}
+	if len(targets) != 1 || targets[0].Type != thinTarget {
+		return ThinStatus{}, fmt.Errorf("device %s %w", name, errNotThin)
+	}
+	return ParseThinStatus(targets[0].Params)
+}
+
 // failure is an error about the volume.
 func (v *deviceVolume) failure(op, state string, err error) error {
 	return &Error{
-		Op: op, Object: v.Device.Info().Path, State: state, Err: err,
+		Op: op, Object: v.Info().Path, State: state, Err: err,
 		Hint: "see the kernel's log, and repair the pool (thin_check, thin_repair) before it is used again",
 	}
 }
@@ -94,10 +102,14 @@ func (v *deviceVolume) failure(op, state string, err error) error {
 // Base is the block device that the volume is.
 func (v *deviceVolume) Base() *loopdev.Device { return v.Device }
 
-// Info describes the block device, with the volume's own key.
+// Info describes the block device, with the volume's own key, and a path that stays
+// the same over a reboot if it has one.
 func (v *deviceVolume) Info() loopdev.Info {
 	info := v.Device.Info()
 	info.Key = v.key
+	if v.path != "" {
+		info.Path = v.path
+	}
 	return info
 }
 
@@ -120,7 +132,7 @@ func (v *deviceVolume) CheckDiscard() error {
 		return nil
 	}
 	return &Error{
-		Op: "discard", Object: v.Device.Info().Path, State: "its pool ignores discards", Err: loopdev.ErrCannotPunch,
+		Op: "discard", Object: v.Info().Path, State: "its pool ignores discards", Err: loopdev.ErrCannotPunch,
 		Hint: "let the pool take them, with LVM: lvchange --discards nopassdown GROUP/POOL",
 	}
 }
@@ -190,7 +202,7 @@ func (v *deviceVolume) NextData(off int64) (start, end int64, err error) {
 	}
 	start, end, err = v.mapping.mapped(off)
 	if err != nil {
-		return 0, 0, &Error{Op: "look for data", Object: v.Device.Info().Path, Err: err}
+		return 0, 0, &Error{Op: "look for data", Object: v.Info().Path, Err: err}
 	}
 	start = min(max(start, off), v.Bytes())
 	return start, min(max(end, start), v.Bytes()), nil
@@ -279,6 +291,7 @@ func (v *deviceVolume) prepare(off, n int64) error {
 	v.blocks.Lock()
 	defer v.blocks.Unlock()
 	v.parts.forget(first/v.blockBytes, end/v.blockBytes)
+	v.gone.remove(first/v.blockBytes, end/v.blockBytes)
 	if !v.skipsZeros {
 		return nil
 	}
@@ -332,9 +345,8 @@ func (v *deviceVolume) Zero(off, n int64) error {
 	return errors.Join(v.overwrite(off, first), v.overwrite(end, off+n))
 }
 
-// unmap discards whole blocks and says whether they read as zeros now. The kernel
-// splits large discards at multiples of the block only if that is a power of two;
-// what is left of a block that was cut in two stays mapped.
+// unmap discards whole blocks and says whether they read as zeros now. It cannot be
+// relied on where the kernel may cut a block in two.
 func (v *deviceVolume) unmap(first, end int64) (bool, error) {
 	if first >= end || v.noDiscards {
 		return false, nil
@@ -343,7 +355,7 @@ func (v *deviceVolume) unmap(first, end int64) (bool, error) {
 	if errors.Is(err, loopdev.ErrCannotPunch) {
 		return false, nil
 	}
-	return v.sparse && v.blockBytes&(v.blockBytes-1) == 0, err
+	return v.sparse && !v.cutsBlocks(), err
 }
 
 // overwrite writes zeros where the range does not read as zeros.
@@ -379,107 +391,56 @@ func (v *deviceVolume) Discard(off, n int64) error {
 
 // discardBlocks discards whole blocks.
 func (v *deviceVolume) discardBlocks(first, end int64) error {
+	if v.cutsBlocks() {
+		return v.discardUncut(first, end)
+	}
 	if err := v.Device.Discard(first, end-first); err != nil {
 		return err
 	}
 	v.blocks.Lock()
 	defer v.blocks.Unlock()
-	v.whole.remove(first/v.blockBytes, end/v.blockBytes)
-	v.parts.forget(first/v.blockBytes, end/v.blockBytes)
+	v.noteDiscarded(first, end)
 	return nil
 }
 
-// discardedParts remembers what was discarded of blocks that have parts not
-// discarded yet. Forgetting some costs space and nothing else.
-type discardedParts map[int64][]span
-
-// span is a range of bytes.
-type span struct{ start, end int64 }
-
-// mostParts bounds how many blocks are remembered.
-const mostParts = 1 << 16
-
-// complete takes a discarded range and returns the whole blocks that are discarded
-// by it, together with what was discarded before.
-func (d *discardedParts) complete(start, end, blockBytes int64) (first, last int64) {
-	first, last = alignUp(start, blockBytes), alignDown(end, blockBytes)
-	if first > last { // inside one block
-		if d.add(last/blockBytes, span{start, end}, blockBytes) {
-			return last, first
-		}
-		return first, first
-	}
-	if start < first && d.add(first/blockBytes-1, span{start, first}, blockBytes) {
-		first -= blockBytes
-	}
-	if last < end && d.add(last/blockBytes, span{last, end}, blockBytes) {
-		last += blockBytes
-	}
-	return first, last
+// noteDiscarded is for a caller that holds v.blocks.
+func (v *deviceVolume) noteDiscarded(first, end int64) {
+	v.whole.remove(first/v.blockBytes, end/v.blockBytes)
+	v.parts.forget(first/v.blockBytes, end/v.blockBytes)
 }
 
-// add notes a part and says whether all of the block is discarded now.
-func (d *discardedParts) add(block int64, part span, blockBytes int64) bool {
-	if *d == nil {
-		*d = discardedParts{}
+// cutsBlocks says whether the kernel may cut a discard into pieces that end inside a
+// block, which then stays mapped. It does so with blocks that are no power of two,
+// because it looks for their multiples with an operation for powers of two.
+func (v *deviceVolume) cutsBlocks() bool { return v.blockBytes&(v.blockBytes-1) != 0 }
+
+// discardUncut discards whole blocks where the kernel may cut them in two. There is no
+// cut behind a start that the kernel takes for aligned, so the discard begins there
+// if nothing but blocks that were discarded before lies in between. No write may come
+// to those meanwhile.
+func (v *deviceVolume) discardUncut(first, end int64) error {
+	v.blocks.Lock()
+	defer v.blocks.Unlock()
+	from := first
+	for !v.startsUncut(from) && v.gone.has(from/v.blockBytes-1) {
+		from -= v.blockBytes
 	}
-	known, found := (*d)[block]
-	if !found && len(*d) >= mostParts {
-		return false
+	if !v.startsUncut(from) {
+		from = first
 	}
-	var apart []span
-	for _, other := range known {
-		if other.end < part.start || part.end < other.start {
-			apart = append(apart, other)
-			continue
-		}
-		part = span{min(part.start, other.start), max(part.end, other.end)}
+	if err := v.Device.Discard(from, end-from); err != nil {
+		return err
 	}
-	if part.end-part.start == blockBytes {
-		delete(*d, block)
-		return true
+	v.noteDiscarded(first, end)
+	for block := first / v.blockBytes; block < end/v.blockBytes; block++ {
+		v.gone.add(block)
 	}
-	(*d)[block] = append(apart, part)
-	return false
+	return nil
 }
 
-// forget is for blocks [first, end) that hold data again, or nothing at all.
-func (d *discardedParts) forget(first, end int64) {
-	if end-first > int64(len(*d)) {
-		for block := range *d {
-			if block >= first && block < end {
-				delete(*d, block)
-			}
-		}
-		return
-	}
-	for block := first; block < end; block++ {
-		delete(*d, block)
-	}
+// startsUncut is the kernel's round_up of a sector to the block, which leaves it as it
+// is.
+func (v *deviceVolume) startsUncut(at int64) bool {
+	sector, mask := at/dm.SectorBytes, v.blockBytes/dm.SectorBytes-1
+	return ((sector-1)|mask)+1 == sector
 }
-
-// blockSet is a set of blocks.
-type blockSet struct{ words []uint64 }
-
-func (s *blockSet) has(block int64) bool {
-	return block/64 < int64(len(s.words)) && s.words[block/64]>>(block%64)&1 == 1
-}
-
-func (s *blockSet) add(block int64) {
-	if missing := block/64 + 1 - int64(len(s.words)); missing > 0 {
-		s.words = append(s.words, make([]uint64, missing)...)
-	}
-	s.words[block/64] |= 1 << (block % 64)
-}
-
-// remove takes out [first, end).
-func (s *blockSet) remove(first, end int64) {
-	for block := first; block < min(end, 64*int64(len(s.words))); block++ {
-		s.words[block/64] &^= 1 << (block % 64)
-	}
-}
-
-// alignDown and alignUp are the multiples of a block next to a byte. The blocks of a
-// thin pool need not be powers of two.
-func alignDown(at, blockBytes int64) int64 { return at - at%blockBytes }
-func alignUp(at, blockBytes int64) int64   { return alignDown(at+blockBytes-1, blockBytes) }

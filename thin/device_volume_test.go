@@ -295,3 +295,27 @@ func TestDeviceVolumeLeavesRests(t *testing.T) {
 		}
 	}
 }
+
+// The kernel cuts a discard that begins at a sector which it does not take for
+// aligned; a discard is begun at one if blocks that were discarded lie between.
+func TestDeviceVolumeDiscardsUncut(t *testing.T) {
+	v := fileVolume(t, 16*testBlock, testBlock)
+	for block, want := range map[int64]bool{0: true, 1: true, 2: false, 3: false, 4: true, 5: true, 6: false} {
+		if got := v.startsUncut(block * testBlock); got != want {
+			t.Errorf("block %d: %t", block, got)
+		}
+	}
+	v.mustWrite(t, 0, v.Bytes(), 0xaa)
+	for _, block := range []int64{0, 1, 2} {
+		if err := v.Discard(block*testBlock, testBlock); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What is written to a discarded block is not discarded again with the next one.
+	v.mustWrite(t, 2*testBlock+4096, 4096, 0xbb)
+	if err := v.Discard(3*testBlock, testBlock); err != nil {
+		t.Fatal(err)
+	}
+	v.wantFill(t, 2*testBlock+4096, 4096, 0xbb)
+	v.wantFill(t, 4*testBlock, testBlock, 0xaa)
+}
