@@ -46,7 +46,7 @@ type end struct {
 	kind    string          // file, loop, block, volume
 	base    *loopdev.Device // the device under a volume, or the device itself
 	pool    thin.Pool       // of a volume
-	volume  string          // name of the volume in its pool
+	target  target          // what it was opened by
 	created bool            // by this process, or by an earlier one of the same migration
 }
 
@@ -61,8 +61,12 @@ func (e *end) Close() error {
 // identity names the end in a journal.
 func (e *end) identity() journal.Identity {
 	info := e.Info()
+	kind := e.kind
+	if e.target.group {
+		kind = groupVolumeKind
+	}
 	id := journal.Identity{
-		Kind: e.kind, Name: e.name, Path: info.Path, Key: info.Key,
+		Kind: kind, Name: e.name, Path: info.Path, Key: info.Key,
 		Bytes: e.Bytes(), Offset: info.Offset,
 	}
 	if info.Kind != loopdev.Block {
@@ -75,19 +79,21 @@ func (e *end) identity() journal.Identity {
 type target struct {
 	name, path   string
 	pool, volume string
+	group        bool   // pool is a volume group of LVM
+	thinPool     string // of the group, to make the volume in; empty: the only one
 }
 
 // sourceTarget reads the name of a source: a path if there is something at it,
-// else a volume of a pool.
+// else a volume of a pool, or of a volume group.
 func (s *Service) sourceTarget(name string) (target, error) {
 	t := target{name: name, path: name}
 	pool, volume, ok := splitVolume(name)
-	if !ok {
-		return t, checkPath(name)
-	}
-	isPool, err := s.isPool(pool)
-	if err != nil {
-		return t, err
+	isPool := false
+	if ok {
+		var err error
+		if isPool, err = s.isPool(pool); err != nil {
+			return t, err
+		}
 	}
 	_, statErr := os.Lstat(name)
 	switch {
@@ -98,34 +104,55 @@ func (s *Service) sourceTarget(name string) (target, error) {
 		}
 	case isPool:
 		return target{name: name, pool: pool, volume: volume}, nil
+	case errors.Is(statErr, os.ErrNotExist):
+		if inGroup, err := groupTarget(name, ""); err == nil {
+			return inGroup, nil
+		} // else it is a path, and opening it says what is wrong
 	}
 	return t, checkPath(name)
 }
 
 // destinationTarget reads the name of a destination: a path if it begins as one,
-// else a volume of a pool.
-func (s *Service) destinationTarget(name string) (target, error) {
+// else a volume of a pool, or of a volume group. thinPool is what --thin-pool says.
+func (s *Service) destinationTarget(name, thinPool string) (target, error) {
+	t, err := s.findDestination(name, thinPool)
+	if err == nil && thinPool != "" && !t.group {
+		err = &Error{
+			Outcome: Usage, Object: name, Problem: "is not in a volume group of LVM, and --thin-pool is for such a one",
+			Hint: "leave off --thin-pool",
+		}
+	}
+	return t, err
+}
+
+func (s *Service) findDestination(name, thinPool string) (target, error) {
 	for _, prefix := range []string{"/", "./", "../"} {
 		if strings.HasPrefix(name, prefix) {
 			return target{name: name, path: name}, checkPath(name)
 		}
 	}
-	pool, volume, ok := splitVolume(name)
-	if !ok {
+	group, _, err := thin.SplitGroupVolume(name)
+	if err != nil {
 		return target{}, &Error{
 			Outcome: Usage, Object: name, Problem: "is neither a path nor POOL/VOLUME",
 			Hint: "write ./" + name + " for a file",
 		}
 	}
-	isPool, err := s.isPool(pool)
+	if pool, volume, ok := splitVolume(name); ok {
+		isPool, err := s.isPool(pool)
+		if err != nil {
+			return target{}, err
+		}
+		if isPool {
+			return target{name: name, pool: pool, volume: volume}, nil
+		}
+	}
+	t, err := groupTarget(name, thinPool)
 	if err != nil {
-		return target{}, err
+		return target{}, refuse(name, "there is no pool "+group+" in "+s.stateDir+", and no volume group of that name",
+			"list pools with: thinctl pool list, and groups with: vgs; write ./"+name+" for a file", err)
 	}
-	if !isPool {
-		return target{}, refuse(name, "there is no pool "+pool+" in "+s.stateDir,
-			"list pools with: thinctl pool list; write ./"+name+" for a file", nil)
-	}
-	return target{name: name, pool: pool, volume: volume}, nil
+	return t, nil
 }
 
 func splitVolume(name string) (pool, volume string, ok bool) {
@@ -167,7 +194,7 @@ func (s *Service) exists(t target) (bool, error) {
 		}
 		return err == nil, err
 	}
-	pool, err := s.pools.Open(t.pool)
+	pool, err := s.openPool(t)
 	if err != nil {
 		return false, err
 	}
@@ -205,7 +232,7 @@ func (s *Service) openToRead(t target) (*end, error) {
 }
 
 func (s *Service) openVolume(t target, exclusive bool) (*end, error) {
-	pool, err := s.pools.Open(t.pool)
+	pool, err := s.openPool(t)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +240,7 @@ func (s *Service) openVolume(t target, exclusive bool) (*end, error) {
 	if err != nil {
 		return nil, errors.Join(err, pool.Close())
 	}
-	return &end{device: v, base: v.Base(), name: t.name, kind: "volume", pool: pool, volume: t.volume}, nil
+	return &end{device: v, base: v.Base(), name: t.name, kind: "volume", pool: pool, target: t}, nil
 }
 
 // create makes a new, empty destination of the given size and opens it.
@@ -225,7 +252,7 @@ func (s *Service) create(t target, bytes int64) (*end, error) {
 		}
 		return &end{device: d, base: d, name: t.name, kind: "file", created: true}, nil
 	}
-	pool, err := s.pools.Open(t.pool)
+	pool, err := s.openPool(t)
 	if err != nil {
 		return nil, err
 	}
@@ -250,15 +277,14 @@ func (s *Service) remove(e *end) error {
 		err := os.Remove(path)
 		return errors.Join(err, e.Close())
 	}
-	name, volume := e.pool.Name(), e.volume
 	if err := e.Close(); err != nil {
 		return err
 	}
-	pool, err := s.pools.Open(name)
+	pool, err := s.openPool(e.target)
 	if err != nil {
 		return err
 	}
-	return errors.Join(pool.DeleteVolume(volume), pool.Close())
+	return errors.Join(pool.DeleteVolume(e.target.volume), pool.Close())
 }
 
 // sameUnderPath makes sure that path still leads to the object that is open.

@@ -46,7 +46,7 @@ func (s *Service) prepare(request Request) (*attempt, error) {
 	if err != nil {
 		return a, err
 	}
-	if a.target, err = s.destinationTarget(request.Destination); err != nil {
+	if a.target, err = s.destinationTarget(request.Destination, request.Options.ThinPool); err != nil {
 		return a, err
 	}
 	if err := a.find(from); err != nil {
@@ -82,7 +82,10 @@ func (a *attempt) find(from target) (err error) {
 	} else if err := a.checkFresh(); err != nil {
 		return err
 	}
-	return a.makePlan()
+	if err := a.makePlan(); err != nil {
+		return err
+	}
+	return a.warnRelatives()
 }
 
 // openRefusal words why an end could not be opened.

@@ -110,7 +110,15 @@ func (a *attempt) begin() (_ *migration, err error) {
 		}
 		return m, e
 	}
+	m.keepDestination()
 	return m, nil
+}
+
+// keepDestination hands the destination over to its user, whose journal there is now.
+func (m *migration) keepDestination() {
+	if err := m.destination.keep(); err != nil {
+		m.warnings = append(m.warnings, fmt.Sprintf("the destination keeps a tag of this program: %v", err))
+	}
 }
 
 // unmake deletes a destination that begin made and has no journal for.
@@ -141,6 +149,11 @@ func (m *migration) readyDestination(a *attempt) (err error) {
 			return err
 		}
 	}
+	if !m.destination.created {
+		if m.destination.created, err = m.destination.isFresh(); err != nil {
+			return err
+		}
+	}
 	m.record.DestinationCreated = m.destination.created
 	if err := m.takeOffOldMarks(); err != nil {
 		return err
@@ -153,6 +166,9 @@ func (m *migration) readyDestination(a *attempt) (err error) {
 		err = e.Zero(0, e.Bytes())
 	}
 	if err != nil {
+		return err
+	}
+	if err := zeroTail(m.destination, bytes); err != nil {
 		return err
 	}
 	mark := loopdev.Mark{ID: m.id, Role: receivingRole, Since: time.Now()}
@@ -247,6 +263,7 @@ func (a *attempt) resume() (_ *migration, err error) {
 	if err := m.saveRecord(); err != nil {
 		return m, refuse(m.id, "its journal cannot be written", "", err)
 	}
+	m.keepDestination()
 	return m, nil
 }
 
@@ -307,7 +324,7 @@ func (s *Service) Resume(ctx context.Context, id string, sink Sink) error {
 
 // requestName is what leads to an end again from any directory.
 func requestName(id journal.Identity) string {
-	if id.Kind == "volume" {
+	if id.Kind == "volume" || id.Kind == groupVolumeKind {
 		return id.Name
 	}
 	return id.Path

@@ -141,7 +141,7 @@ func checkUnused(e *end, alsoReaders bool) error {
 // checkPunch tries on a file beside the source whether its space can be freed.
 func checkPunch(e *end) error {
 	if e.Info().Kind == loopdev.Block {
-		return nil // a device says at the first discard whether it can
+		return checkDiscards(e)
 	}
 	if err := loopdev.ProbePunch(filepath.Dir(e.Info().BackingPath)); err != nil {
 		return refuse(e.name, "its space cannot be freed while it is read", "leave off --discard-src, and remove it afterwards", err)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"decant/region"
+	"decant/thin"
 )
 
 // Options of a migration, as the user gives them. They are kept in its journal,
@@ -14,6 +15,7 @@ type Options struct {
 	Verify           bool          `json:"verify"`
 	RemoveSource     bool          `json:"remove_src"`
 	Overwrite        bool          `json:"overwrite"`
+	ThinPool         string        `json:"thin_pool,omitempty"` // of LVM, to make the destination in
 	RegionBytes      int64         `json:"region_bytes"`
 	ThresholdRegions uint64        `json:"threshold_regions"`
 	BatchRegions     uint64        `json:"batch_regions"`
@@ -51,6 +53,8 @@ func (o Options) Check() error {
 		return wrong("--commit-period %s is not from 1ms to 1h", o.CommitPeriod)
 	case o.CommitBytes < region.MinRegionBytes || o.CommitBytes > 1<<40:
 		return wrong("--commit-bytes %d is not from 4 KiB to 1 TiB", o.CommitBytes)
+	case o.ThinPool != "" && thin.ValidateGroupName(o.ThinPool) != nil:
+		return wrong("--thin-pool %.150q is no name of a volume of LVM", o.ThinPool)
 	case o.BytesPerSecond < 0:
 		return wrong("--bwlimit %d is negative", o.BytesPerSecond)
 	}

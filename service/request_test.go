@@ -58,3 +58,13 @@ func TestOptionsAtTheirLimits(t *testing.T) {
 		}
 	}
 }
+
+func TestThinPoolIsAName(t *testing.T) {
+	for name, ok := range map[string]bool{"": true, "pool": true, "po+ol": true, "-f": false, "vg/pool": false, "a b": false} {
+		o := DefaultOptions()
+		o.ThinPool = name
+		if err := o.Check(); (err == nil) != ok || err != nil && OutcomeOf(err) != Usage {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -96,11 +96,7 @@ func (m *migration) checkSizes() error {
 // openIdentity opens an end where the journal says it is, and refuses another
 // object under its name.
 func (s *Service) openIdentity(id journal.Identity) (*end, error) {
-	t := target{name: id.Name, path: id.Path}
-	if id.Kind == "volume" {
-		t.pool, t.volume, _ = splitVolume(id.Name)
-	}
-	e, err := s.open(t, true)
+	e, err := s.open(identityTarget(id), true)
 	if err != nil {
 		return nil, openRefusal(id.Name, "it", err)
 	}

@@ -103,7 +103,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (*reporter, error) 
 	}
 	r.clone, err = clone.Open(clone.Config{
 		Source:         view{giver, sb.Geometry.DeviceBytes()},
-		Destination:    taker,
+		Destination:    receiving(taker, sb.Geometry.RegionBytes()),
 		Journal:        m.journal,
 		Geometry:       sb.Geometry,
 		Marker:         mark,
@@ -186,10 +186,11 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 
 // discards says whether a run in direction d frees what it has copied. On the way
 // back it always does, so that it needs no more room than the way there; but a
-// block device has its space whether it is used or not.
+// block device has its space whether it is used or not, and so has a pool that takes
+// no discards.
 func (m *migration) discards(d journal.Direction) bool {
 	if d == journal.Backward {
-		return m.destination.kind != "block"
+		return m.destination.kind != "block" && checkDiscards(m.destination) == nil
 	}
 	return m.record.DiscardSource
 }

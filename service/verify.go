@@ -58,11 +58,7 @@ func (v *verifier) open(s *Service) error {
 		return refuse(v.id, "was given up, its destination holds nothing to verify", "", nil)
 	}
 	id := v.j.Superblock().Destination
-	t := target{name: id.Name, path: id.Path}
-	if id.Kind == "volume" {
-		t.pool, t.volume, _ = splitVolume(id.Name)
-	}
-	if v.e, err = s.openToRead(t); err != nil {
+	if v.e, err = s.openToRead(identityTarget(id)); err != nil {
 		return openRefusal(id.Name, "the destination", err)
 	}
 	if v.e.Info().Key != id.Key {

@@ -13,9 +13,11 @@ const rootLong = `migrate copies SOURCE into DESTINATION, region by region. With
 frees each region of the source once its copy is durable, so that an image can be
 moved into a thin volume with little more space than it takes.
 
-SOURCE is a regular file, a loop device, a block device, or a volume POOL/VOLUME.
-DESTINATION is NAME/VOLUME, where NAME is a pool of thinctl; a block device by its
-absolute path; or a regular file by a path that begins with /, ./ or ../.
+SOURCE is a regular file, a loop device, a block device, or a volume NAME/VOLUME.
+DESTINATION is NAME/VOLUME, where NAME is a pool of thinctl, or else a volume group
+of LVM; a block device by its absolute path; or a regular file by a path that begins
+with /, ./ or ../. A missing volume is made with the size of the source, in a volume
+group in its only thin pool, or the one that --thin-pool names.
 
 The same command again goes on where the last one ended. Ctrl-C commits what was
 copied and ends; press it again to stop at once. Neither loses anything.

@@ -28,7 +28,7 @@ func TestHelpText(t *testing.T) {
 func TestHelpNamesNoFeatureThatIsNotThere(t *testing.T) {
 	w := newWorld(&fakeService{})
 	w.run([]string{"--help"})
-	for _, absent := range []string{"--live", "--export", "--engine", "--detach", "--thin-pool", "watch"} {
+	for _, absent := range []string{"--live", "--export", "--engine", "--detach", "watch"} {
 		if strings.Contains(w.out.String(), absent) {
 			t.Errorf("help speaks of %s", absent)
 		}

@@ -126,6 +126,7 @@ func addOptionFlags(flags *pflag.FlagSet, o *service.Options) {
 	flags.BoolVar(&o.Verify, "verify", o.Verify, "read every region back from the destination, past the page cache, and compare\nbefore its transaction commits")
 	flags.BoolVar(&o.RemoveSource, "remove-src", o.RemoveSource, "unlink a regular source file once the migration has ended (needs --discard-src)")
 	flags.BoolVar(&o.Overwrite, "overwrite", o.Overwrite, "allow a destination that already holds data")
+	flags.StringVar(&o.ThinPool, "thin-pool", o.ThinPool, "`NAME` of the thin pool of LVM to make the destination in, where its volume group has several")
 	flags.Var(bytesFlag{&o.RegionBytes}, "region-size", "bytes in a region, a power of two from 4 KiB to 1 GiB")
 	flags.Var(regionsFlag{&o.ThresholdRegions}, "threshold", "most regions in flight at a time")
 	flags.Var(regionsFlag{&o.BatchRegions}, "batch", "most contiguous regions in one copy")
@@ -149,6 +150,9 @@ func describeOptions(o service.Options) string {
 		if flag.given {
 			words = append(words, flag.name)
 		}
+	}
+	if o.ThinPool != "" {
+		words = append(words, "--thin-pool "+o.ThinPool)
 	}
 	words = append(words,
 		fmt.Sprintf("--region-size %s", compactBytes(o.RegionBytes)),
