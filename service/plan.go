@@ -137,7 +137,7 @@ func (a *attempt) room(data int64) (freeBytes int64, isBounded, same bool, err e
 // poolRoom is room in a pool: its size limit has to hold all data, whatever the
 // source frees; if it does, the file system under it is what counts.
 func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeBytes int64, isBounded, same bool, err error) {
-	pool, err := a.s.pools.Open(a.target.pool)
+	pool, err := a.s.openPool(a.target)
 	if err != nil {
 		return 0, true, false, err
 	}
