@@ -190,6 +190,33 @@ type fiemapExtent struct {
 
 // mappedBytes sums up the extents inside the device that have all of the flags.
 func (d *Device) mappedBytes(flags uint32) (total int64, err error) {
+	err = d.eachExtent(func(e fiemapExtent) {
+		if e.flags&flags == flags {
+			total += int64(e.length)
+		}
+	})
+	return total, err
+}
+
+// Fragments is of how many pieces the space of the device is made that lie apart on
+// the medium. Where the file system cannot tell, it is ErrNotCountable.
+func (d *Device) Fragments() (int64, error) {
+	if d.info.Kind == Block {
+		return 0, d.failure("count the extents of", 0, 0, ErrNotCountable)
+	}
+	var pieces int64
+	var next uint64
+	err := d.eachExtent(func(e fiemapExtent) {
+		if pieces == 0 || e.physical != next {
+			pieces++
+		}
+		next = e.physical + e.length
+	})
+	return pieces, d.failure("count the extents of", 0, 0, err)
+}
+
+// eachExtent visits the extents, cut to what of them lies inside the device.
+func (d *Device) eachExtent(visit func(fiemapExtent)) error {
 	first, end := uint64(d.info.Offset), uint64(d.info.Offset+d.info.Bytes)
 	for at := first; at < end; {
 		var request struct {
@@ -205,27 +232,29 @@ func (d *Device) mappedBytes(flags uint32) (total int64, err error) {
 			return nil
 		})
 		if unsupported(err) {
-			return 0, because(ErrNotCountable, err)
+			return because(ErrNotCountable, err)
 		}
 		if err != nil {
-			return 0, err
+			return err
 		}
 		before := at
 		for _, e := range request.extents[:request.mapped] {
 			from, to := max(e.logical, at), min(e.logical+e.length, end)
-			if e.flags&flags == flags && from < to {
-				total += int64(to - from)
+			if from < to {
+				inside := e
+				inside.logical, inside.physical, inside.length = from, e.physical+from-e.logical, to-from
+				visit(inside)
 			}
 			at = max(at, to)
 			if e.flags&fiemapExtentLast != 0 {
-				return total, nil
+				return nil
 			}
 		}
 		if at == before { // nothing more is mapped
-			return total, nil
+			return nil
 		}
 	}
-	return total, nil
+	return nil
 }
 
 // FreeBytes is the space that the file system of the (backing) file has left for
@@ -234,15 +263,8 @@ func (d *Device) FreeBytes() (int64, error) {
 	if d.info.Kind == Block {
 		return 0, d.failure("count the free space around", 0, 0, ErrNotCountable)
 	}
-	st, err := statfs(d.main)
-	if err != nil {
-		return 0, d.failure("count the free space around", 0, 0, err)
-	}
-	unit := int64(st.Frsize)
-	if unit == 0 {
-		unit = int64(st.Bsize)
-	}
-	return int64(st.Bavail) * unit, nil
+	n, err := freeBytes(d.main)
+	return n, d.failure("count the free space around", 0, 0, err)
 }
 
 // SyncFS writes back the whole file system of the (backing) file. Several file

@@ -11,11 +11,12 @@ import (
 
 // mount is a line of /proc/self/mountinfo.
 type mount struct {
-	id     uint64
-	dev    uint64
-	point  string
-	fsType string
-	source string
+	id      uint64
+	dev     uint64
+	point   string
+	fsType  string
+	source  string
+	options []string // of the file system itself, the same for all its mounts
 }
 
 func mounts() ([]mount, error) {
@@ -60,6 +61,9 @@ func parseMount(line string) (m mount, err error) {
 	}
 	m.dev = unix.Mkdev(uint32(major), uint32(minor))
 	m.point, m.fsType, m.source = unescape(left[4]), right[0], unescape(right[1])
+	if len(right) > 2 {
+		m.options = strings.Split(right[2], ",")
+	}
 	return m, nil
 }
 
