@@ -104,11 +104,15 @@ func (r *run) commit() error {
 // process committed and did not get to discard.
 func (r *run) discard() error {
 	done := r.c.TakeCommitted()
-	defer r.twice.Release(done.CopiedBytes())
+	r.unsettledBytes += done.CopiedBytes()
 	if r.o.Space != nil {
 		r.o.Space.Sample()
 	}
-	if !r.o.DiscardSource || r.c.Mode() != clone.ReadWrite {
+	if !r.o.DiscardSource {
+		r.settled()
+		return nil
+	}
+	if r.c.Mode() != clone.ReadWrite {
 		return nil // after a failed commit, which has its own error, nothing is discarded
 	}
 	// Not cancellable: readers end by themselves, and a half-known discard would
@@ -119,5 +123,17 @@ func (r *run) discard() error {
 	if r.o.Observer != nil && done.Regions() > 0 {
 		r.o.Observer.Discarded(done)
 	}
+	if r.o.Space != nil {
+		if ok, err := r.o.Space.Settle(done.CopiedBytes()); err != nil || !ok {
+			return err
+		}
+	}
+	r.settled()
 	return nil
+}
+
+// settled lets as much be copied as no longer exists twice.
+func (r *run) settled() {
+	r.twice.Release(r.unsettledBytes)
+	r.unsettledBytes = 0
 }

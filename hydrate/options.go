@@ -22,17 +22,10 @@ type Options struct {
 	Throttle         Limiter // nil: none
 	DiscardSource    bool
 	Space            Space // nil: unlimited
+	// EdgeBytes is how much more than its bytes one copy may take, where space is
+	// allocated in units that copies need not begin and end with.
+	EdgeBytes int64
 	Observer         Observer
-}
-
-// Space is the room that the run may fill.
-type Space interface {
-	// AvailableBytes is how much may be written before the reserve is touched.
-	AvailableBytes() (int64, error)
-	// Reclaim makes the media give back what was discarded, as far as they do.
-	Reclaim() error
-	// Sample measures how much space both ends take now, for the highest use.
-	Sample()
 }
 
 // Observer is told what happens. Its methods are called by the goroutines of the
@@ -40,12 +33,9 @@ type Space interface {
 type Observer interface {
 	Committed(copiedBytes int64)
 	Discarded(clone.Committed)
-	Waiting(reason string) // for space; an empty reason ends it
+	Waiting(forWhat string) // to have more room; an empty text ends it
 	Bad(BadRegion)
 }
-
-// ErrNoSpace says that the run stopped because space ran short and none came back.
-var ErrNoSpace = errors.New("not enough space to go on")
 
 // BadRegion is a run of regions that could not be read. They were neither hydrated
 // nor discarded.

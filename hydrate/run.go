@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -69,19 +70,22 @@ type run struct {
 
 	commits, discards *loop
 	committedBytes    int64 // released from uncommitted so far; of the committing loop
+	unsettledBytes    int64 // discarded and not released from twice; of the discarding loop
 
 	// uncommitted bounds the bytes that a crash makes us copy again: what is in
 	// flight or dirty. One full transaction fits.
 	uncommitted *semaphore.Weighted
 	// twice bounds the bytes that exist twice: those, and what is committed and
-	// not yet discarded. Two full transactions fit.
+	// not yet discarded, or discarded and not yet given back. Two full
+	// transactions fit.
 	twice *semaphore.Weighted
 
 	workers  errgroup.Group
 	inFlight inFlight
 
-	mu  sync.Mutex
-	bad []BadRegion
+	mu      sync.Mutex
+	bad     []BadRegion
+	starved starvation
 }
 
 // copyAll plans and copies until nothing is left, or something fails.
@@ -100,16 +104,23 @@ func (r *run) copyAll(ctx context.Context) error {
 func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/2/r.c.Geometry.RegionBytes())))
 	all := r.c.Geometry.All()
-	for left := all; !left.Empty(); {
+	for left := all; ; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		work, ok, err := r.c.Next(left, batch)
-		if err != nil || !ok {
+		if err != nil {
 			return err
 		}
+		if !ok || r.isStarving() {
+			if again, err := r.recoverSpace(ctx); err != nil || !again {
+				return err
+			}
+			left = all
+			continue
+		}
 		if work.Hole {
-			err = r.c.HydrateHole(ctx, work.Range)
+			err = spaceError(r.c.HydrateHole(ctx, work.Range))
 		} else {
 			work.Range, err = r.admit(ctx, work.Range)
 		}
@@ -121,7 +132,6 @@ func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 		}
 		left = region.Between(work.Range.End(), all.End())
 	}
-	return nil
 }
 
 // admit waits until the range, or a leading part of it, may be copied.
@@ -151,9 +161,9 @@ func (r *run) admit(ctx context.Context, within region.Range) (region.Range, err
 // start copies an admitted range in a worker.
 func (r *run) start(ctx context.Context, within region.Range, fail context.CancelCauseFunc) {
 	_, n := r.c.Geometry.Bytes(within)
-	r.inFlight.add(n)
+	r.inFlight.add(n + r.o.EdgeBytes)
 	r.workers.Go(func() error {
-		defer r.inFlight.add(-n)
+		defer r.inFlight.add(-n - r.o.EdgeBytes)
 		// A copy that began is ended: the context stops the planner, not the copy.
 		copied, err := r.copy(context.WithoutCancel(ctx), within)
 		if r.o.Space != nil {
@@ -161,7 +171,7 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 		}
 		r.uncommitted.Release(n - copied)
 		r.twice.Release(n - copied)
-		if err != nil {
+		if err != nil && !r.starve(err) {
 			fail(err)
 		}
 		r.copied()
@@ -206,10 +216,13 @@ const maxBadRegions = 1 << 12
 // noteBad says whether the run may go on.
 func (r *run) noteBad(bad BadRegion) bool {
 	r.mu.Lock()
-	r.bad = append(r.bad, bad)
+	known := slices.ContainsFunc(r.bad, func(b BadRegion) bool { return b.Range == bad.Range })
+	if !known {
+		r.bad = append(r.bad, bad)
+	}
 	count := len(r.bad)
 	r.mu.Unlock()
-	if r.o.Observer != nil {
+	if r.o.Observer != nil && !known {
 		r.o.Observer.Bad(bad)
 	}
 	return count <= maxBadRegions

@@ -182,7 +182,6 @@ func TestVanishedSourceEndsTheRun(t *testing.T) {
 // disk is a hydrate.Space of a few regions: copies take from it, and what was
 // discarded comes back when it is reclaimed, late times after the discard.
 type disk struct {
-	hydrate.Space
 	mu       sync.Mutex
 	free     int64
 	lowest   int64
@@ -211,6 +210,13 @@ func (d *disk) Reclaim() error {
 	}
 	return nil
 }
+
+func (d *disk) Shortage() hydrate.Shortage {
+	return hydrate.Shortage{What: "the disk", Patience: 10 * time.Second}
+}
+
+func (d *disk) Settle(int64) (bool, error) { return true, nil }
+func (d *disk) Wait(context.Context)       { time.Sleep(100 * time.Millisecond) }
 
 func (d *disk) Sample() {
 	d.mu.Lock()

@@ -10,13 +10,36 @@ import (
 	"decant/region"
 )
 
-const (
-	// spacePatience is how long the governor waits for blocks that were
-	// discarded to come back. File systems give them back with their own
-	// journal's commit, ext4 within 5 s if nobody asks for it.
-	spacePatience = 10 * time.Second
-	spacePoll     = 100 * time.Millisecond
-)
+// Space is the room that the run may fill. AvailableBytes, Shortage and Wait are
+// called by one goroutine, Settle by another, Sample by any.
+type Space interface {
+	// AvailableBytes is how much may be written before the reserve is touched. An
+	// error ends the run: then nothing more is written.
+	AvailableBytes() (int64, error)
+	// Shortage describes what had the least room when AvailableBytes was called last.
+	Shortage() Shortage
+	// Reclaim makes the media give back what was discarded, as far as they do.
+	Reclaim() error
+	// Settle is told how much of what this run has copied was discarded on the source
+	// since the last call. A medium that gives back only when it is asked to is asked
+	// now, or later, when more has come together. The result is true when none of
+	// all that is held back any more; until then it counts as existing twice. More
+	// than one transaction must not be held back.
+	Settle(copiedBytes int64) (bool, error)
+	// Wait returns when there may be more room than before, or when ctx ends.
+	Wait(ctx context.Context)
+	// Sample measures how much space both ends take now, for the highest use.
+	Sample()
+}
+
+// Shortage is lack of room.
+type Shortage struct {
+	What     string        // that has too little of it, for people
+	Patience time.Duration // how long waiting for more makes sense
+}
+
+// ErrNoSpace says that the run stopped because space ran short and none came back.
+var ErrNoSpace = errors.New("not enough space to go on")
 
 // inFlight counts bytes that are admitted and may not show in the free space yet.
 type inFlight struct{ bytes atomic.Int64 }
@@ -37,6 +60,11 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 	if ctx.Err() != nil {
 		return within, context.Cause(ctx)
 	}
+	return r.gainSpace(ctx, within)
+}
+
+// gainSpace is waitForSpace when there is none and nothing is in flight.
+func (r *run) gainSpace(ctx context.Context, within region.Range) (region.Range, error) {
 	if err := errors.Join(r.commits.now(), r.discards.now()); err != nil {
 		return within, err
 	}
@@ -46,7 +74,7 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 			r.o.Observer.Waiting("")
 		}
 	}()
-	for deadline := time.Now().Add(spacePatience); ; {
+	for begun := time.Now(); ; {
 		if err := r.o.Space.Reclaim(); err != nil {
 			return within, err
 		}
@@ -54,18 +82,18 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 		if err != nil || !fit.Empty() {
 			return fit, err
 		}
-		if time.Now().After(deadline) {
-			return within, fmt.Errorf("%w: %d bytes can be had, a region has %d", ErrNoSpace,
-				max(0, available), r.c.Geometry.RegionBytes())
+		shortage := r.o.Space.Shortage()
+		if time.Since(begun) > shortage.Patience {
+			return within, fmt.Errorf("%w: of %s %d bytes can be had, a region has %d", ErrNoSpace,
+				shortage.What, max(0, available), r.c.Geometry.RegionBytes())
 		}
 		if r.o.Observer != nil && !waiting {
 			waiting = true
-			r.o.Observer.Waiting("space")
+			r.o.Observer.Waiting(shortage.What)
 		}
-		select {
-		case <-ctx.Done():
+		r.o.Space.Wait(ctx)
+		if ctx.Err() != nil {
 			return within, context.Cause(ctx)
-		case <-time.After(spacePoll):
 		}
 	}
 }
@@ -79,10 +107,70 @@ func (r *run) fitting(within region.Range) (fit region.Range, availableBytes int
 	if err != nil {
 		return within, 0, fmt.Errorf("measure the free space: %w", err)
 	}
-	available -= inFlight
+	available -= inFlight + r.o.EdgeBytes
 	within.Count = min(within.Count, uint64(max(0, available)/r.c.Geometry.RegionBytes()))
 	if _, n := r.c.Geometry.Bytes(region.Range{First: within.First, Count: 1}); within.Empty() && n <= available {
 		within.Count = 1 // the short last region
 	}
 	return within, available, nil
+}
+
+// starvation is a copy that found no room although there should have been some:
+// somebody else was quicker. Its regions are copied anew when there is room again.
+type starvation struct {
+	err         error // of the first such copy since the last recovery
+	copiedBytes int64 // by the whole run, when it was noted last
+	tries       int   // without any progress in between
+}
+
+// mostTries is how often copies may find no room where room is measured.
+const mostTries = 3
+
+// starve notes that a copy found no room, and says whether the run can go on.
+func (r *run) starve(err error) bool {
+	if r.o.Space == nil || !errors.Is(err, ErrNoSpace) {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starved.err == nil {
+		r.starved.err = err
+	}
+	return true
+}
+
+func (r *run) isStarving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.starved.err != nil
+}
+
+// recoverSpace waits for the copies in flight, and says whether all has to be planned
+// once more since some of them found no room. Then there is room again.
+func (r *run) recoverSpace(ctx context.Context) (again bool, err error) {
+	_ = r.workers.Wait() // workers report through fail
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	r.mu.Lock()
+	cause := r.starved.err
+	r.starved.err = nil
+	if copied := r.c.Status().CopiedBytes; copied > r.starved.copiedBytes {
+		r.starved.copiedBytes, r.starved.tries = copied, 0
+	}
+	r.starved.tries++
+	tries := r.starved.tries
+	r.mu.Unlock()
+	if cause == nil {
+		return false, nil
+	}
+	if tries > mostTries {
+		return false, cause
+	}
+	one := r.c.Geometry.All()
+	one.Count = 1
+	if _, err := r.gainSpace(ctx, one); err != nil {
+		return false, errors.Join(err, cause)
+	}
+	return true, nil
 }
