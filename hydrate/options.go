@@ -25,7 +25,7 @@ type Options struct {
 	// EdgeBytes is how much more than its bytes one copy may take, where space is
 	// allocated in units that copies need not begin and end with.
 	EdgeBytes int64
-	Observer         Observer
+	Observer  Observer
 }
 
 // Observer is told what happens. Its methods are called by the goroutines of the

@@ -59,8 +59,8 @@ func BlockDeviceAt(dev uint64) (BlockDevice, error) {
 // lookBehind finds out what is behind a loop device.
 func (b *BlockDevice) lookBehind(n node) error {
 	a, err := openAttachment(n)
-	if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrPermission) {
-		return nil // detached this moment, or not for this user to see
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil // detached this moment, or not to be seen from this container or by this user
 	}
 	if err != nil {
 		return err

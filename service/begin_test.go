@@ -25,7 +25,7 @@ func TestBeginWithoutJournal(t *testing.T) {
 			}
 			a, err := s.prepare(s.request("image", "moved", o))
 			s.must(err)
-			a.request.Options.RegionBytes = 3 // no journal can be made for that
+			a.plan.RegionBytes = 3 // no journal can be made for that
 			if _, err = a.begin(); OutcomeOf(err) != c.want {
 				t.Errorf("%v, want outcome %d", err, c.want)
 			}

@@ -37,6 +37,7 @@ type device interface {
 var (
 	_ device = (*loopdev.Device)(nil)
 	_ device = thin.Volume(nil)
+	_ device = (*thin.Device)(nil)
 )
 
 // end is one end of a migration.
@@ -216,7 +217,22 @@ func (s *Service) open(t target, write bool) (*end, error) {
 		return nil, err
 	}
 	kind := map[loopdev.Kind]string{loopdev.File: "file", loopdev.Loop: "loop", loopdev.Block: "block"}[d.Info().Kind]
-	return &end{device: d, base: d, name: t.name, kind: kind}, nil
+	e := &end{device: d, base: d, name: t.name, kind: kind}
+	v, err := thin.AsDevice(d)
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	if v != nil {
+		e.device = v
+	}
+	return e, nil
+}
+
+// isBounded says whether writing to e takes space that could run out, and emptying it
+// gives some back: of a block device that is so only if it is thin.
+func (e *end) isBounded() bool {
+	_, isThin := e.device.(*thin.Device)
+	return isThin || e.kind != "block"
 }
 
 // openToRead opens an existing target beside whoever uses it.

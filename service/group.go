@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"decant/clone"
 	"decant/journal"
 	"decant/thin"
 )
@@ -88,17 +87,6 @@ func checkDiscards(e *end) error {
 		return refuse(e.name, "its space cannot be freed while it is read", "leave off --discard-src, and remove it afterwards", err)
 	}
 	return nil
-}
-
-// receiving is the end that is filled, as the clone sees it. Where a write can change
-// what is next to it, no region is left out for reading zeros at the start; each hole
-// is zeroed (I10).
-func receiving(e *end, regionBytes int64) clone.Destination {
-	v, ok := e.device.(interface{ LeavesRests(alignBytes int64) bool })
-	if ok && v.LeavesRests(regionBytes) {
-		return struct{ clone.Destination }{e}
-	}
-	return e
 }
 
 // zeroTail makes what a volume has beyond the size of the source read as zeros,

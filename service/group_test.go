@@ -4,7 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	"decant/clone"
 	"decant/journal"
 )
 
@@ -64,7 +63,8 @@ func TestFault44RegionsThatAreNoWholeBlocks(t *testing.T) {
 		{&end{device: leavesRests{blockBytes: 192 << 10}}, false},
 		{&end{device: leavesRests{blockBytes: 4 << 20}}, false},
 	} {
-		if _, sparse := receiving(test.e, 1<<20).(clone.Sparse); sparse != test.want {
+		m := &meter{taker: test.e, takes: &chain{}, gives: &chain{}}
+		if sparse := !m.guard(1<<20, false).leavesRest; sparse != test.want {
 			t.Errorf("%+v: sparse is %t", test.e, sparse)
 		}
 	}

@@ -19,16 +19,31 @@ type attempt struct {
 	source      *end
 	destination *end   // nil if it does not exist yet
 	known       *known // the migration to be resumed, if any
+	gives       *chain // the stores of the source
+	takes       *chain // of the destination, also if it does not exist yet
 	plan        Plan
 }
 
+// Close gives up both ends. begin and resume take them over, and only release is left.
 func (a *attempt) Close() error {
-	var err error
+	err := a.release()
 	for _, e := range []*end{a.source, a.destination} {
 		if e != nil {
 			err = errors.Join(err, e.Close())
 		}
 	}
+	return err
+}
+
+// release ends the look at the stores.
+func (a *attempt) release() error {
+	var err error
+	for _, c := range []*chain{a.gives, a.takes} {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	a.gives, a.takes = nil, nil
 	return err
 }
 
@@ -73,6 +88,9 @@ func (a *attempt) find(from target) (err error) {
 		return err
 	}
 	if err := a.checkMarks(); err != nil {
+		return err
+	}
+	if err := a.beginPlan(); err != nil {
 		return err
 	}
 	if a.known != nil {

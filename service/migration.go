@@ -27,6 +27,7 @@ type migration struct {
 	lock        *journal.LockFile
 	resumed     bool
 	warnings    []string
+	spaceHint   string // how to get space that a run has stopped for
 }
 
 func (m *migration) Close() error {
@@ -89,11 +90,13 @@ func (m *migration) finishWith(err error) error {
 func (a *attempt) begin() (_ *migration, err error) {
 	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings}
 	defer func() {
+		err = errors.Join(err, a.release())
 		if err != nil {
 			err = errors.Join(err, m.unmake(), m.Close())
 		}
 	}()
 	m.record = record{Options: a.request.Options}
+	m.record.RegionBytes = a.plan.RegionBytes
 	if err := a.s.makeStateDir(); err != nil {
 		return m, err
 	}
@@ -162,7 +165,7 @@ func (m *migration) readyDestination(a *attempt) (err error) {
 	case e.created:
 	case e.kind == "file":
 		err = e.base.Resize(max(bytes, e.Bytes()))
-	case m.record.Overwrite && bounded(e):
+	case m.record.Overwrite && e.isBounded():
 		err = e.Zero(0, e.Bytes())
 	}
 	if err != nil {
@@ -245,6 +248,7 @@ func (m *migration) createJournal() error {
 func (a *attempt) resume() (_ *migration, err error) {
 	m := &migration{s: a.s, id: a.known.id, source: a.source, destination: a.destination, resumed: true, warnings: a.plan.Warnings}
 	defer func() {
+		err = errors.Join(err, a.release())
 		if err != nil {
 			err = errors.Join(err, m.Close())
 		}

@@ -3,7 +3,8 @@ package service
 import (
 	"errors"
 	"fmt"
-	"math"
+	"io/fs"
+	"math/bits"
 	"path/filepath"
 
 	"github.com/dustin/go-humanize"
@@ -11,19 +12,14 @@ import (
 
 	"decant/loopdev"
 	"decant/region"
+	"decant/thin"
 )
 
 // makePlan says what would be done, and refuses what there is no space for.
 func (a *attempt) makePlan() error {
-	e, o := a.source, a.request.Options
-	a.plan = Plan{
-		Source: e.name, Destination: a.target.name,
-		BytesTotal: e.Bytes(), RegionBytes: o.RegionBytes,
-	}
+	e := a.source
 	left := region.NewSet()
 	if a.known != nil {
-		a.plan.ID, a.plan.Resume = a.known.id, true
-		a.plan.RegionBytes = a.known.superblock.Geometry.RegionBytes()
 		left = a.known.state.Hydrated
 	}
 	geometry, err := region.NewGeometry(e.Bytes(), a.plan.RegionBytes)
@@ -34,16 +30,112 @@ func (a *attempt) makePlan() error {
 	if err != nil {
 		return refuse(e.name, "its data cannot be found", "", err)
 	}
+	if err := a.checkPools(); err != nil {
+		return err
+	}
 	if a.plan.Space, err = a.proveSpace(data); err != nil {
 		return refuse(a.target.name, "its free space cannot be measured", "", err)
 	}
 	if err := a.warn(); err != nil {
 		return err
 	}
-	if p := a.plan.Space; p.Bounded && p.NeededExtraBytes > p.AvailableBytes && !p.LimitedTransactions && !a.hasDiscardsLeft() {
+	if p := a.plan.Space; p.NeededExtraBytes > p.AvailableBytes && !p.LimitedTransactions && !a.hasDiscardsLeft() {
 		return refuse(a.target.name, p.Verdict, a.spaceHint(), nil)
 	}
 	return nil
+}
+
+// beginPlan says what is known of the plan from the ends alone, and finds the stores
+// that they take their space from.
+func (a *attempt) beginPlan() (err error) {
+	a.plan = Plan{Source: a.source.name, Destination: a.target.name, BytesTotal: a.source.Bytes()}
+	if a.gives, err = chainOf(a.source); err != nil {
+		return refuse(a.source.name, "it cannot be seen where it takes its space", "", err)
+	}
+	if a.takes, err = a.takerChain(); err != nil {
+		return refuse(a.target.name, "it cannot be seen where it takes its space", "", err)
+	}
+	if a.known != nil {
+		a.plan.ID, a.plan.Resume = a.known.id, true
+		a.plan.RegionBytes = a.known.superblock.Geometry.RegionBytes()
+		return nil
+	}
+	a.plan.RegionBytes, err = a.chooseRegionBytes()
+	return err
+}
+
+// chooseRegionBytes makes regions whole blocks of the pools that the ends are volumes
+// of. Blocks that are no power of two cannot have that: of them a region has one at
+// least, and a block that two regions share is given back with the second of them.
+func (a *attempt) chooseRegionBytes() (int64, error) {
+	o := a.request.Options
+	regionBytes := o.RegionBytes
+	for _, c := range []*chain{a.gives, a.takes} {
+		for _, p := range c.pools() {
+			if !p.isExact {
+				continue
+			}
+			least := int64(1) << bits.Len64(uint64(p.blockBytes-1)) // the next power of two
+			if regionBytes >= least {
+				continue
+			}
+			if o.RegionBytesFixed {
+				return 0, refuse(a.target.name, fmt.Sprintf("regions of %s are smaller than the blocks of %s, which have %s and are taken and given back as a whole",
+					blockText(o.RegionBytes), p.name(), blockText(p.blockBytes)),
+					"leave off --region-size, or give --region-size "+blockText(least), nil)
+			}
+			regionBytes = least
+		}
+	}
+	return regionBytes, nil
+}
+
+// takerChain finds the stores of the destination, also if it is yet to be made.
+func (a *attempt) takerChain() (*chain, error) {
+	switch {
+	case a.destination != nil:
+		return chainOf(a.destination)
+	case a.target.pool != "":
+		return a.poolChain()
+	}
+	place, err := loopdev.PlaceAt(filepath.Dir(a.target.path))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return &chain{}, nil // checkFresh says what is wrong with it
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &chain{}
+	return c, c.onPlace(place)
+}
+
+// poolChain is the stores of a volume that is to be made in a pool.
+func (a *attempt) poolChain() (c *chain, err error) {
+	pool, err := a.s.pools.Open(a.target.pool)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, pool.Close()) }()
+	c = &chain{}
+	if kernel, ok := pool.(thin.Stacked); ok {
+		stack, err := kernel.Stack()
+		if err != nil {
+			return nil, err
+		}
+		c.below(stack)
+		return c, nil
+	}
+	info, err := pool.Info()
+	if err != nil {
+		return nil, err
+	}
+	free := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes
+	c.links = append(c.links, link{store: &limitStore{pool: a.target.pool, free: func() (int64, error) { return free, nil }}})
+	place, err := loopdev.PlaceAt(info.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.onPlace(place)
 }
 
 // hasDiscardsLeft says whether going on frees space before it takes any.
@@ -51,111 +143,60 @@ func (a *attempt) hasDiscardsLeft() bool {
 	return a.known != nil && a.request.Options.DiscardSource && a.known.state.Hydrated.Count() > a.known.state.Discarded.Count()
 }
 
+// spaceHint is how to get the space that is missing.
 func (a *attempt) spaceHint() string {
-	if !a.request.Options.DiscardSource {
-		return "free space, or give --discard-src to free the source as it is copied"
+	hint := "free space there"
+	for _, s := range a.plan.Space.Stores {
+		if missing := s.NeededBytes - s.AvailableBytes; missing > 0 && !s.LimitedTransactions {
+			hint = s.hint(missing)
+			if s.FreedReturns && !a.request.Options.DiscardSource {
+				hint += ", or give --discard-src to free the source as it is copied"
+			}
+			break
+		}
 	}
-	return "free space there"
+	return hint
 }
 
 // proveSpace computes how much space can be needed at most, and holds it against
 // what there is.
 func (a *attempt) proveSpace(data int64) (SpaceProof, error) {
 	o := a.request.Options
-	free, isBounded, same, err := a.room(data)
-	if err != nil {
-		return SpaceProof{}, err
+	c := claim{
+		dataBytes: data, regionBytes: a.plan.RegionBytes, commitBytes: o.CommitBytes,
+		transactionBytes: max(o.CommitBytes, a.plan.RegionBytes), discards: o.DiscardSource,
 	}
-	p := SpaceProof{DataBytes: data, Bounded: isBounded, SameSpace: same}
-	if !isBounded {
-		p.AvailableBytes = math.MaxInt64
-		p.Verdict = "the destination is a block device, its space is its own"
-		return p, nil
-	}
-	fsType := a.receivingFSType(same)
-	p.ReserveBytes = reserve(free, fsType)
-	p.AvailableBytes = free - p.ReserveBytes
-	if data > 0 {
-		p.SlackBytes = min(max(data/512, 1<<20), 64<<20)
-	}
-	p.NeededExtraBytes = data + p.SlackBytes
-	if o.DiscardSource && same {
-		if fsType == btrfs && data > 0 {
-			p.SlackBytes += btrfsExtentBytes
+	if o.DiscardSource {
+		var err error
+		if c.sharedBytes, err = counted(a.source.SharedBytes()); err != nil {
+			return SpaceProof{}, err
 		}
-		p.NeededExtraBytes = min(data, 2*max(o.CommitBytes, a.plan.RegionBytes)) + p.SlackBytes
-		smallest := p.SlackBytes + 2*a.plan.RegionBytes
-		p.LimitedTransactions = p.NeededExtraBytes > p.AvailableBytes && p.AvailableBytes >= smallest
+		if c.fragments, err = counted(a.source.base.Fragments()); err != nil {
+			return SpaceProof{}, err
+		}
 	}
-	p.Verdict = p.words(o.CommitBytes)
-	return p, nil
+	var stores []StoreProof
+	for _, l := range a.takes.links {
+		s, err := l.measure()
+		if err != nil {
+			return SpaceProof{}, err
+		}
+		if s.growthBytes == 0 {
+			continue
+		}
+		stores = append(stores, c.proveStore(s, a.gives.returned(l), l.hint))
+	}
+	return c.prove(stores), nil
 }
 
-// words is the proof as a sentence.
-func (p SpaceProof) words(commitBytes int64) string {
-	human := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
-	switch {
-	case p.LimitedTransactions:
-		return fmt.Sprintf("fits: %s are available, so that transactions are kept smaller than %s", human(p.AvailableBytes), human(commitBytes))
-	case p.NeededExtraBytes <= p.AvailableBytes:
-		return fmt.Sprintf("fits: at most %s of extra space, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
+// returned says whether what is freed at the end of the chain comes back to a store.
+func (c *chain) returned(s store) returned {
+	for _, l := range c.links {
+		if l.key() == s.key() {
+			return returned{isReturned: l.freed, why: l.why}
+		}
 	}
-	return fmt.Sprintf("does not fit: %s of extra space are needed, %s are available", human(p.NeededExtraBytes), human(p.AvailableBytes))
-}
-
-// receivingFSType is the file system that will hold the destination, as far as it
-// is known before there is one.
-func (a *attempt) receivingFSType(same bool) string {
-	switch {
-	case a.destination != nil:
-		return a.destination.Info().FSType
-	case same:
-		return a.source.Info().FSType
-	}
-	return ""
-}
-
-// room is the free space that the destination can take, whether it is bounded, and
-// whether what the source frees adds to it. data is what will be written.
-func (a *attempt) room(data int64) (freeBytes int64, isBounded, same bool, err error) {
-	info := a.source.Info()
-	onSource := func(dev uint64) bool { return info.Kind != loopdev.Block && info.Dev == dev }
-	switch e := a.destination; {
-	case a.target.pool != "":
-		return a.poolRoom(data, onSource)
-	case e == nil:
-		free, dev, err := freeBytesAt(filepath.Dir(a.target.path))
-		return free, true, onSource(dev), err
-	case !bounded(e):
-		return 0, false, false, nil
-	default:
-		free, err := e.FreeBytes()
-		return free, true, onSource(e.Info().Dev), err
-	}
-}
-
-// poolRoom is room in a pool: its size limit has to hold all data, whatever the
-// source frees; if it does, the file system under it is what counts.
-func (a *attempt) poolRoom(data int64, onSource func(dev uint64) bool) (freeBytes int64, isBounded, same bool, err error) {
-	pool, err := a.s.openPool(a.target)
-	if err != nil {
-		return 0, true, false, err
-	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
-	info, err := pool.Info()
-	if err != nil {
-		return 0, true, false, err
-	}
-	within := a.source.pool != nil && a.source.pool.Name() == a.target.pool
-	if info.Dir == "" { // block devices: there is no file system under the pool
-		free, err := pool.FreeBytes()
-		return free, true, within, err
-	}
-	if left := info.SizeBytes - info.DataUsedBlocks*info.BlockBytes; left < data {
-		return left, true, within, nil
-	}
-	free, dev, err := freeBytesAt(info.Dir)
-	return free, true, onSource(dev), err
+	return returned{}
 }
 
 // warn collects what a user should know and nothing has to be refused for.
@@ -163,7 +204,11 @@ func (a *attempt) warn() error {
 	say := func(format string, args ...any) {
 		a.plan.Warnings = append(a.plan.Warnings, fmt.Sprintf(format, args...))
 	}
-	if a.known != nil && a.request.Options.RegionBytes != a.plan.RegionBytes {
+	switch o := a.request.Options; {
+	case o.RegionBytes == a.plan.RegionBytes:
+	case a.known == nil:
+		say("regions have %s, as the blocks of the thin pool", blockText(a.plan.RegionBytes))
+	default:
 		say("the migration was begun with regions of %d bytes and keeps them", a.plan.RegionBytes)
 	}
 	if a.source.Info().Encrypted && !a.encrypts() {
@@ -171,6 +216,9 @@ func (a *attempt) warn() error {
 	}
 	if !a.request.Options.DiscardSource {
 		return nil
+	}
+	for _, warning := range a.gives.warnings() {
+		say("%s", warning)
 	}
 	shared, err := counted(a.source.SharedBytes())
 	if err != nil {

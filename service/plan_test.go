@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"decant/loopdev"
 )
 
 func (s *site) plan(from, to string, o Options) (Plan, error) {
@@ -33,8 +36,10 @@ func TestSpaceProof(t *testing.T) {
 	s.pool("narrow", 29*mib)
 	s.pool("wide", 64*mib)
 	s.image("disk/image", 40*mib)
-	s.command("truncate", "-s", "64M", s.path("medium"))
+	s.command("fallocate", "-l", "64M", s.path("medium"))
 	block := s.block(s.path("medium"))
+	s.command("truncate", "-s", "64M", s.path("disk/sparse"))
+	sparse := s.block(s.path("disk/sparse"))
 	slack := int64(mib)
 	for name, c := range map[string]struct {
 		to      string
@@ -65,16 +70,20 @@ func TestSpaceProof(t *testing.T) {
 			SpaceProof{Bounded: true, NeededExtraBytes: 30*mib + slack},
 		},
 		"into a pool whose limit is too low": {
-			"narrow/moved", true, mib, Refused, "does not fit",
-			SpaceProof{Bounded: true, NeededExtraBytes: 30*mib + slack},
+			"narrow/moved", true, mib, Refused, "29 MiB are available in pool narrow",
+			SpaceProof{Bounded: true, NeededExtraBytes: 30 * mib},
 		},
 		"into a pool": {
 			"wide/moved", true, mib, Success, "fits",
-			SpaceProof{Bounded: true, NeededExtraBytes: 30*mib + slack},
+			SpaceProof{Bounded: true, NeededExtraBytes: 30 * mib},
 		},
 		"onto a block device": {
 			block, true, mib, Success, "block device",
 			SpaceProof{NeededExtraBytes: 0},
+		},
+		"onto a block device whose bytes are in a sparse file": {
+			sparse, false, mib, Refused, "does not fit",
+			SpaceProof{Bounded: true, SameSpace: true, NeededExtraBytes: 30*mib + slack},
 		},
 	} {
 		o := moving()
@@ -83,22 +92,28 @@ func TestSpaceProof(t *testing.T) {
 		if strings.HasPrefix(to, "disk/") || strings.HasPrefix(to, "small/") {
 			to = s.path(to)
 		}
-		p, err := s.plan(s.path("disk/image"), to, o)
-		if OutcomeOf(err) != c.outcome || err != nil && !strings.Contains(err.Error(), c.verdict) {
-			t.Errorf("%s: %v", name, err)
-		}
-		got := p.Space
-		if !strings.Contains(got.Verdict, c.verdict) || got.Bounded != c.want.Bounded || got.SameSpace != c.want.SameSpace ||
-			got.LimitedTransactions != c.want.LimitedTransactions || got.NeededExtraBytes != c.want.NeededExtraBytes || got.DataBytes != 30*mib {
-			t.Errorf("%s:\n%+v, want\n%+v", name, got, c.want)
-		}
-		fits := got.NeededExtraBytes <= got.AvailableBytes || got.LimitedTransactions
-		if fits != (err == nil) {
-			t.Errorf("%s: %v with %+v", name, err, got)
-		}
-		if !got.Bounded && got.AvailableBytes != math.MaxInt64 {
-			t.Errorf("%s: %d bytes are available", name, got.AvailableBytes)
-		}
+		s.wantProof(name, c.verdict, c.outcome, c.want, to, o)
+	}
+}
+
+// wantProof plans to move the image of TestSpaceProof.
+func (s *site) wantProof(name, verdict string, outcome Outcome, want SpaceProof, to string, o Options) {
+	s.Helper()
+	p, err := s.plan(s.path("disk/image"), to, o)
+	if OutcomeOf(err) != outcome || err != nil && !strings.Contains(err.Error(), verdict) {
+		s.Errorf("%s: %v", name, err)
+	}
+	got := p.Space
+	if !strings.Contains(got.Verdict, verdict) || got.Bounded != want.Bounded || got.SameSpace != want.SameSpace ||
+		got.LimitedTransactions != want.LimitedTransactions || got.NeededExtraBytes != want.NeededExtraBytes || got.DataBytes != 30*mib {
+		s.Errorf("%s:\n%+v, want\n%+v", name, got, want)
+	}
+	fits := got.NeededExtraBytes <= got.AvailableBytes || got.LimitedTransactions
+	if fits != (err == nil) {
+		s.Errorf("%s: %v with %+v", name, err, got)
+	}
+	if !got.Bounded && got.AvailableBytes != math.MaxInt64 {
+		s.Errorf("%s: %d bytes are available", name, got.AvailableBytes)
 	}
 }
 
@@ -202,8 +217,10 @@ func TestMoveOnANearlyFullDisk(t *testing.T) {
 	s := newSite(t)
 	s.mount("disk", 64*mib, mkfsExt4...)
 	content := s.image("disk/image", 40*mib)
-	free, _, err := freeBytesAt(s.path("disk"))
+	place, err := loopdev.PlaceAt(s.path("disk"))
 	s.must(err)
+	free, err := place.FreeBytes()
+	s.must(errors.Join(err, place.Close()))
 	filler := free - 5*mib
 	s.command("fallocate", "-l", fmt.Sprint(filler), s.path("disk/filler"))
 	o := moving()

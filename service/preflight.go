@@ -61,7 +61,7 @@ func (a *attempt) checkSource() error {
 	if e.Bytes() == 0 {
 		return refuse(e.name, "is empty, there is nothing to move", "check the path", nil)
 	}
-	if _, err := region.NewGeometry(e.Bytes(), a.request.Options.RegionBytes); err != nil {
+	if _, err := region.NewGeometry(e.Bytes(), a.plan.RegionBytes); err != nil {
 		return refuse(e.name, "does not fit", "give --region-size", err)
 	}
 	if err := checkUnused(e, a.request.Options.DiscardSource); err != nil {
@@ -138,13 +138,25 @@ func checkUnused(e *end, alsoReaders bool) error {
 	}
 }
 
-// checkPunch tries on a file beside the source whether its space can be freed.
+// checkPunch tries on a file beside the source whether its space can be freed, and asks
+// a device whether it takes discards.
 func checkPunch(e *end) error {
-	if e.Info().Kind == loopdev.Block {
-		return checkDiscards(e)
+	const hint = "leave off --discard-src, and remove it afterwards"
+	if e.Info().Kind != loopdev.Block {
+		if err := loopdev.ProbePunch(filepath.Dir(e.Info().BackingPath)); err != nil {
+			return refuse(e.name, "its space cannot be freed while it is read", hint, err)
+		}
+		return nil
 	}
-	if err := loopdev.ProbePunch(filepath.Dir(e.Info().BackingPath)); err != nil {
-		return refuse(e.name, "its space cannot be freed while it is read", "leave off --discard-src, and remove it afterwards", err)
+	if err := checkDiscards(e); err != nil {
+		return err
+	}
+	d, err := loopdev.BlockDeviceAt(e.base.Info().Dev)
+	if err == nil && d.DiscardBytes == 0 {
+		err = fmt.Errorf("the device takes no discards, or something below it does not: %w", loopdev.ErrCannotPunch)
+	}
+	if err != nil {
+		return refuse(e.name, "its space cannot be freed while it is read", hint, err)
 	}
 	return nil
 }

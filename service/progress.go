@@ -152,17 +152,17 @@ func (r *reporter) Discarded(done clone.Committed) {
 }
 
 // Waiting implements hydrate.Observer.
-func (r *reporter) Waiting(reason string) {
+func (r *reporter) Waiting(forWhat string) {
 	r.mu.Lock()
 	before := r.phase
 	r.phase = r.m.workPhase()
-	if reason != "" {
+	if forWhat != "" {
 		r.phase = waitingPhase
 	}
-	changed := before != r.phase && reason != ""
+	changed := before != r.phase && forWhat != ""
 	r.mu.Unlock()
 	if changed {
-		r.tell(Paused, func(e *Event) { e.Message = "waiting for space that was freed to come back" })
+		r.tell(Paused, func(e *Event) { e.Message = "waiting for " + forWhat })
 	}
 }
 

@@ -17,6 +17,7 @@ type Options struct {
 	Overwrite        bool          `json:"overwrite"`
 	ThinPool         string        `json:"thin_pool,omitempty"` // of LVM, to make the destination in
 	RegionBytes      int64         `json:"region_bytes"`
+	RegionBytesFixed bool          `json:"region_bytes_fixed,omitempty"` // false: a pool with larger blocks gets larger regions
 	ThresholdRegions uint64        `json:"threshold_regions"`
 	BatchRegions     uint64        `json:"batch_regions"`
 	CommitPeriod     time.Duration `json:"commit_period_ns"`
@@ -68,7 +69,8 @@ type Request struct {
 	Options             Options
 }
 
-// SpaceProof says what a migration needs and what there is.
+// SpaceProof says what a migration needs and what there is. Where the destination's
+// space comes from several stores, its figures are those of the scarcest one.
 type SpaceProof struct {
 	DataBytes           int64  `json:"data_bytes"`           // what has to be copied
 	NeededExtraBytes    int64  `json:"needed_extra_bytes"`   // most that exists twice, and slack
@@ -79,6 +81,8 @@ type SpaceProof struct {
 	LimitedTransactions bool   `json:"limited_transactions"` // less room than two full transactions: the governor makes them smaller
 	Bounded             bool   `json:"bounded"`              // false: a block device, which has its space
 	Verdict             string `json:"verdict"`              // one sentence
+
+	Stores []StoreProof `json:"stores,omitempty"` // from the top down
 }
 
 // Plan is what preflight found out: what would be done.

@@ -38,6 +38,7 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 		return err
 	}
 	defer r.clone.Close()
+	defer func() { _ = r.meter.close() }() // it has only looked
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -83,27 +84,27 @@ func (m *migration) workPhase() string {
 }
 
 // wire makes the clone of a run, and what measures and reports it.
-func (m *migration) wire(state journal.State, mail *mailbox) (*reporter, error) {
+func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err error) {
 	giver, taker := m.roles(state.Direction)
 	sb := m.journal.Superblock()
 	r := &reporter{m: m, mail: mail, begun: time.Now(), phase: m.workPhase(), baseCopied: state.CopiedBytes}
-	r.meter = &meter{source: m.source, destination: m.destination, taker: taker, startBytes: sb.SourceStartBytes}
-	r.meter.copiedBytes = func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
-	r.meter.peakBytes.Store(state.PeakExtraBytes)
-	if bounded(taker) {
-		free, err := freeAround(taker)
-		if err != nil {
-			return nil, err
-		}
-		r.meter.reserveBytes = reserve(free, taker.Info().FSType)
+	r.meter, err = newMeter(m.source, m.destination, giver, taker, max(m.record.CommitBytes, sb.Geometry.RegionBytes()))
+	if err != nil {
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			_ = r.meter.close() // it has only looked
+		}
+	}()
+	r.meter.peakBytes.Store(state.PeakExtraBytes)
 	mark, err := m.newMarker(giver)
 	if err != nil {
 		return nil, err
 	}
 	r.clone, err = clone.Open(clone.Config{
 		Source:         view{giver, sb.Geometry.DeviceBytes()},
-		Destination:    receiving(taker, sb.Geometry.RegionBytes()),
+		Destination:    r.meter.guard(sb.Geometry.RegionBytes(), m.discards(state.Direction)),
 		Journal:        m.journal,
 		Geometry:       sb.Geometry,
 		Marker:         mark,
@@ -113,6 +114,10 @@ func (m *migration) wire(state journal.State, mail *mailbox) (*reporter, error) 
 		BufferBytes:    bufferBytes,
 	})
 	if err != nil {
+		return nil, err
+	}
+	copied := func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
+	if err := r.meter.startUsage(sb.SourceStartBytes, copied); err != nil {
 		return nil, err
 	}
 	left, err := dataBytes(giver, sb.Geometry, state.Hydrated)
@@ -186,11 +191,11 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 
 // discards says whether a run in direction d frees what it has copied. On the way
 // back it always does, so that it needs no more room than the way there; but a
-// block device has its space whether it is used or not, and so has a pool that takes
-// no discards.
+// block device that is not thin has its space whether it is used or not, and so has a
+// pool that takes no discards.
 func (m *migration) discards(d journal.Direction) bool {
 	if d == journal.Backward {
-		return m.destination.kind != "block" && checkDiscards(m.destination) == nil
+		return m.destination.isBounded() && checkDiscards(m.destination) == nil
 	}
 	return m.record.DiscardSource
 }
@@ -208,10 +213,16 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 		Throttle:         hydrate.NewThrottle(o.BytesPerSecond),
 		DiscardSource:    discard,
 		Space:            r.meter,
+		EdgeBytes:        r.meter.edgeBytes(r.clone.Geometry.RegionBytes()),
 		Observer:         r,
 	})
+	// Also of a run that stopped: what it has discarded is not to be kept from others.
+	err = errors.Join(err, r.meter.returner.finish())
 	close(stop)
 	telling.Wait()
+	if errors.Is(err, hydrate.ErrNoSpace) {
+		m.spaceHint = r.meter.hint(r.clone.Geometry.RegionBytes())
+	}
 	if badErr := m.noteBad(err); badErr != nil {
 		err = errors.Join(err, badErr)
 	}
@@ -302,6 +313,7 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 		Hint: "run the same command again, or: migrate resume " + m.id,
 	}
 	var incomplete *hydrate.IncompleteError
+	var pool *poolError
 	switch {
 	case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 		e.Problem = "stopped"
@@ -310,7 +322,10 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 		e.Hint = "see the list with: migrate show " + m.id + "; once they can be read, the same command goes on"
 	case errors.Is(err, hydrate.ErrNoSpace):
 		e.Problem = "out of space"
-		e.Hint = "free space, then " + e.Hint
+		e.Hint = m.spaceHint + ", then " + e.Hint
+	case errors.As(err, &pool):
+		e.Problem = pool.pool.name() + " must not be written to"
+		e.Hint = pool.hint() + "; then " + e.Hint
 	case errors.Is(err, clone.ErrMismatch):
 		e.Problem = "verification failed"
 		e.Hint = "do not trust the destination's medium; nothing was discarded that had not been read back. " + e.Hint

@@ -1,12 +1,14 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"math"
+	"sync"
 	"sync/atomic"
+	"time"
 
-	"golang.org/x/sys/unix"
-
+	"decant/hydrate"
 	"decant/loopdev"
 )
 
@@ -15,10 +17,15 @@ import (
 type meter struct {
 	source, destination *end // of the migration, whichever way it runs
 	taker               *end // the one that is being filled
-	startBytes          int64
-	reserveBytes        int64
+	takes, gives        *chain
+	returner            *returner
+	usage               *usage
 	peakBytes           atomic.Int64
-	copiedBytes         func() int64 // what the taker took, where that cannot be measured
+	committed           time.Time // when Reclaim has made the pools commit last
+
+	mu       sync.Mutex
+	scarcest link // when AvailableBytes was called last
+	scarce   supply
 }
 
 const (
@@ -43,84 +50,258 @@ const (
 	btrfsExtentBytes = 128 << 20
 )
 
-// bounded says whether writing to e takes space that could run out.
-func bounded(e *end) bool { return e.kind != "block" }
+const (
+	// filePatience is how long blocks of a file system that were freed may take to
+	// come back: they do with the commit of its own journal, of ext4 within 5 s if
+	// nobody asks for it.
+	filePatience = 10 * time.Second
+	// poolPatience is how long a pool that others fill is given to grow. It is as long
+	// as the kernel itself keeps writes waiting for that.
+	poolPatience = time.Minute
+	filePoll     = 100 * time.Millisecond
+	// poolPoll is how often a pool is looked at that has no event: growth is one only
+	// where there was no space at all, and volumes that are deleted are none.
+	poolPoll = 500 * time.Millisecond
+)
 
-// freeAround is the free space of the file system that e lies on, or of its pool where
-// there is none.
-func freeAround(e *end) (int64, error) {
-	if e.base.Info().Kind == loopdev.Block {
-		return e.FreeBytes()
+// newMeter finds the stores of both ends. What it found is given up by close.
+func newMeter(source, destination, giver, taker *end, transactionBytes int64) (*meter, error) {
+	m := &meter{source: source, destination: destination, taker: taker}
+	var err error
+	if m.takes, err = chainOf(taker); err != nil {
+		return nil, err
 	}
-	return e.base.FreeBytes()
+	if m.gives, err = chainOf(giver); err != nil {
+		return nil, errors.Join(err, m.takes.Close())
+	}
+	for _, l := range m.takes.links {
+		if _, err := l.measure(); err != nil { // which fixes the reserve
+			return nil, errors.Join(err, m.close())
+		}
+	}
+	m.returner = newReturner(giver, m.gives, m.takes, transactionBytes)
+	return m, nil
 }
 
-// AvailableBytes is how much may be written before the reserve is touched.
+func (m *meter) close() error { return errors.Join(m.takes.Close(), m.gives.Close()) }
+
+// AvailableBytes is how much may be written before the reserve is touched of any of
+// the stores that the taker takes its space from.
 func (m *meter) AvailableBytes() (int64, error) {
-	if !bounded(m.taker) {
-		return math.MaxInt64, nil
+	available := int64(math.MaxInt64)
+	for _, l := range m.takes.links {
+		s, err := l.measure()
+		if err != nil {
+			return 0, err
+		}
+		if s.growthBytes <= s.availableBytes || s.availableBytes >= available {
+			continue
+		}
+		available = s.availableBytes
+		m.mu.Lock()
+		m.scarcest, m.scarce = l, s
+		m.mu.Unlock()
 	}
-	free, err := freeAround(m.taker)
-	if err != nil || m.taker.pool == nil {
-		return free - m.reserveBytes, err
-	}
-	// The limit of a pool is exact, nothing else takes of it unseen.
-	left, err := m.taker.FreeBytes()
-	return min(left, free-m.reserveBytes), err
+	return available, nil
 }
 
-// Reclaim makes the file systems give back what was discarded: they do so when
-// their own journals commit.
+// Shortage names the scarcest store.
+func (m *meter) Shortage() hydrate.Shortage {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return shortage(m.scarce)
+}
+
+// hint is how to get more of what was scarce when a run stopped for it.
+func (m *meter) hint(regionBytes int64) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.scarcest.store == nil {
+		return "free space"
+	}
+	return m.scarcest.hint(max(regionBytes, regionBytes-m.scarce.availableBytes))
+}
+
+// edgeBytes is what a copy may take beyond its bytes, in blocks that it fills in part.
+func (m *meter) edgeBytes(regionBytes int64) int64 {
+	var edges int64
+	for _, p := range m.takes.pools() {
+		if !p.isExact || regionBytes%p.blockBytes != 0 {
+			edges = max(edges, 2*p.blockBytes)
+		}
+	}
+	return edges
+}
+
+// Reclaim makes the media give back what was discarded: file systems do so when their
+// own journals commit, pools when they commit their metadata.
 func (m *meter) Reclaim() error {
-	return errors.Join(m.source.SyncFS(), m.destination.SyncFS())
+	if err := errors.Join(m.source.SyncFS(), m.destination.SyncFS(), m.returner.finish()); err != nil {
+		return err
+	}
+	const pause = time.Second
+	if time.Since(m.committed) < pause {
+		return nil
+	}
+	m.committed = time.Now()
+	for _, p := range m.takes.pools() {
+		if _, err := p.Status(true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Settle gives back what was discarded, where that has to be asked for.
+func (m *meter) Settle(copiedBytes int64) (bool, error) { return m.returner.settle(copiedBytes) }
+
+// Wait returns at an event of a pool that space is taken from, or when it is time to
+// look again.
+func (m *meter) Wait(ctx context.Context) {
+	pools := m.takes.pools()
+	period := filePoll
+	if len(pools) > 0 {
+		period = poolPoll
+	}
+	ctx, cancel := context.WithTimeout(ctx, period)
+	defer cancel()
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	woken := make(chan struct{}, len(pools))
+	for _, p := range pools {
+		waiting.Go(func() {
+			if p.WaitEvent(ctx, p.event) == nil {
+				woken <- struct{}{}
+			}
+		})
+	}
+	select {
+	case <-ctx.Done():
+	case <-woken:
+		cancel()
+	}
 }
 
 // Sample notes the present use of space if it is the highest so far. A measurement
 // that fails is left out: it is for people, nothing is decided by it.
 func (m *meter) Sample() {
-	if extra, err := m.extraBytes(); err == nil {
-		for peak := m.peakBytes.Load(); extra > peak && !m.peakBytes.CompareAndSwap(peak, extra); {
-			peak = m.peakBytes.Load()
+	extra, err := m.usage.extraBytes()
+	if err != nil {
+		return
+	}
+	for peak := m.peakBytes.Load(); extra > peak && !m.peakBytes.CompareAndSwap(peak, extra); {
+		peak = m.peakBytes.Load()
+	}
+}
+
+// usage tells what both ends take together beyond what the source took at the start of
+// the migration.
+//
+// Of an end whose space comes from a thin pool in the end, what its volume has mapped
+// counts as well: that can grow by more than the end itself, and fall later. How much
+// it had mapped when the migration began is not recorded. So a resumed run begins with
+// what the ends themselves take more, and adds from there the larger growth of the two.
+type usage struct {
+	extraAtStart int64 // when this run began
+	groups       []usageGroup
+}
+
+// usageGroup is ends whose bytes are in the same volume; or one end that is in none.
+type usageGroup struct {
+	taken              func() (int64, error) // by the ends themselves
+	mapped             func() (int64, error) // by the volume; nil if there is none
+	takenAtStart       int64
+	mappedBytesAtStart int64
+}
+
+// newUsage begins to count. sourceBytes is what the source took when the migration
+// began.
+func newUsage(sourceBytes int64, groups ...usageGroup) (*usage, error) {
+	u := &usage{extraAtStart: -sourceBytes, groups: groups}
+	for i := range u.groups {
+		g := &u.groups[i]
+		var err error
+		if g.takenAtStart, err = g.taken(); err != nil {
+			return nil, err
 		}
+		if g.mapped != nil {
+			if g.mappedBytesAtStart, err = g.mapped(); err != nil {
+				return nil, err
+			}
+		}
+		u.extraAtStart += g.takenAtStart
 	}
+	return u, nil
 }
 
-// extraBytes is what both ends take now beyond what the source took at the start.
-func (m *meter) extraBytes() (int64, error) {
-	source, err := m.taken(m.source)
-	if err != nil {
-		return 0, err
+func (u *usage) extraBytes() (int64, error) {
+	extra := u.extraAtStart
+	for _, g := range u.groups {
+		taken, err := g.taken()
+		if err != nil {
+			return 0, err
+		}
+		growth := taken - g.takenAtStart
+		if g.mapped != nil {
+			mapped, err := g.mapped()
+			if err != nil {
+				return 0, err
+			}
+			growth = max(growth, mapped-g.mappedBytesAtStart)
+		}
+		extra += growth
 	}
-	destination, err := m.taken(m.destination)
-	if err != nil {
-		return 0, err
-	}
-	return source + destination - m.startBytes, nil
+	return extra, nil
 }
 
-// taken is the space that e takes. A block device does not tell: as a source it
-// takes its size, as a receiver what was copied to it.
-func (m *meter) taken(e *end) (int64, error) {
+// startUsage begins to count what both ends take. copiedBytes is what the taker took,
+// where that cannot be measured.
+func (m *meter) startUsage(sourceBytes int64, copiedBytes func() int64) (err error) {
+	taken := func(e *end) func() (int64, error) {
+		return func() (int64, error) { return takenBytes(e, e == m.taker, copiedBytes) }
+	}
+	giver := m.source
+	if m.taker == m.source {
+		giver = m.destination
+	}
+	given := usageGroup{taken: taken(giver), mapped: m.gives.mapped()}
+	received := usageGroup{taken: taken(m.taker), mapped: m.takes.mapped()}
+	groups := []usageGroup{given, received}
+	if a, b := m.gives.volume(), m.takes.volume(); a != "" && a == b {
+		groups = []usageGroup{{mapped: given.mapped, taken: func() (int64, error) {
+			a, err := given.taken()
+			b, err2 := received.taken()
+			return a + b, errors.Join(err, err2)
+		}}}
+	}
+	m.usage, err = newUsage(sourceBytes, groups...)
+	return err
+}
+
+// volume is the uppermost thin volume that the end lies on, or is.
+func (c *chain) volume() string {
+	if pools := c.pools(); len(pools) > 0 {
+		return pools[0].volume
+	}
+	return ""
+}
+
+func (c *chain) mapped() func() (int64, error) {
+	if pools := c.pools(); len(pools) > 0 {
+		return pools[0].MappedBytes
+	}
+	return nil
+}
+
+// takenBytes is the space that e takes. A block device that is no thin volume does not
+// tell: as a source it takes its size, as a receiver what was copied to it.
+func takenBytes(e *end, isTaker bool, copiedBytes func() int64) (int64, error) {
 	n, err := e.AllocatedBytes()
 	if !errors.Is(err, loopdev.ErrNotCountable) {
 		return n, err
 	}
-	if e == m.taker {
-		return m.copiedBytes(), nil
+	if isTaker {
+		return copiedBytes(), nil
 	}
 	return e.Bytes(), nil
-}
-
-// freeBytesAt is the space that the file system of dir has for everybody, and its
-// device number.
-func freeBytesAt(dir string) (freeBytes int64, dev uint64, err error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return 0, 0, err
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return 0, 0, err
-	}
-	return int64(fs.Bavail) * fs.Bsize, st.Dev, nil
 }

@@ -22,8 +22,7 @@ type Backing struct {
 	PoolDevice  uint64
 	PoolUUID    string // in device-mapper; it begins with "LVM-" if LVM owns the pool
 	BlockBytes  int64  // the unit of allocation
-	HasOrigin   bool   // what is unmapped reads as an external origin
-	SkipsZeros  bool   // a block that is mapped by a partial write is not zeroed first
+	KeepsFreed  bool   // the pool was told to keep discards from its data device
 	data        uint64
 	control     *dm.Control
 	volumeName  string
@@ -204,7 +203,7 @@ func (s *Stack) thin(d loopdev.BlockDevice, exact bool, depth int) (found bool, 
 	if err != nil {
 		return false, err
 	}
-	b := &Backing{Volume: d.Title, volumeName: d.Mapper, PoolDevice: pool, HasOrigin: table.ExternalOrigin != ""}
+	b := &Backing{Volume: d.Title, volumeName: d.Mapper, PoolDevice: pool}
 	return true, s.addPool(b, Layer{Exact: exact, Discards: d.DiscardBytes > 0}, depth)
 }
 
@@ -220,7 +219,7 @@ func (s *Stack) addPool(b *Backing, l Layer, depth int) error {
 	if err != nil {
 		return err
 	}
-	b.BlockBytes, b.SkipsZeros = table.BlockBytes, table.SkipBlockZeroing
+	b.BlockBytes, b.KeepsFreed = table.BlockBytes, table.NoPassdown || table.IgnoreDiscard
 	if b.data, err = deviceIn(table.Data); err != nil {
 		return err
 	}
@@ -262,4 +261,11 @@ func deviceIn(word string) (uint64, error) {
 		return 0, fmt.Errorf("device %q in a table: %w", word, errStatus)
 	}
 	return unix.Mkdev(major, minor), nil
+}
+
+// Stacked is a Pool whose volumes are devices of the kernel. Stack is what they take
+// their space from: the pool, and what lies below it.
+type Stacked interface {
+	Pool
+	Stack() (*Stack, error)
 }

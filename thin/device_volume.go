@@ -157,20 +157,19 @@ func (v *deviceVolume) flush() error {
 	if err != nil {
 		return fmt.Errorf("look at the pool after a flush: %w", err)
 	}
-	if trouble := s.trouble(); trouble != "" {
+	if trouble := s.Trouble(); trouble != "" {
 		return v.failure("flush", "the pool "+trouble+"; what was written since the flush before may be lost", nil)
 	}
 	return nil
 }
 
-// trouble says why a pool is not to be relied on; it is empty if it is.
-func (s TargetStatus) trouble() string {
+// Trouble says why a pool is not to be relied on; it is empty if it is. One that is
+// out of data space keeps what it was sent, it only takes no more.
+func (s TargetStatus) Trouble() string {
 	switch {
 	case s.NeedsCheck:
 		return "needs a check of its metadata (needs_check)"
-	case s.Mode == OutOfDataSpace:
-		return "is out of data space"
-	case s.Mode != ReadWrite:
+	case s.Mode != ReadWrite && s.Mode != OutOfDataSpace:
 		return fmt.Sprintf("is in mode %q", s.Mode)
 	}
 	return ""

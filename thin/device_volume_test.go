@@ -261,7 +261,7 @@ func TestFault38PoolInTrouble(t *testing.T) {
 	for status, good := range map[string]bool{
 		"1 2/10 3/20 - rw discard_passdown queue_if_no_space - 1024":                true,
 		"1 2/10 3/20 - ro discard_passdown queue_if_no_space - 1024":                false,
-		"1 2/10 3/20 - out_of_data_space discard_passdown queue_if_no_space - 1024": false,
+		"1 2/10 3/20 - out_of_data_space discard_passdown queue_if_no_space - 1024": true,
 		"1 2/10 3/20 - ro discard_passdown queue_if_no_space needs_check 1024":      false,
 		"1 2/10 3/20 - rw no_discard_passdown error_if_no_space needs_check 1024":   false,
 		"Fail":  false,
@@ -271,7 +271,7 @@ func TestFault38PoolInTrouble(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if trouble := s.trouble(); (trouble == "") != good {
+		if trouble := s.Trouble(); (trouble == "") != good {
 			t.Errorf("%q: %q", status, trouble)
 		}
 	}

@@ -137,7 +137,7 @@ func (v *GroupVolume) Close() error {
 		return nil
 	}
 	v.closed = true
-	err := v.Device.Close()
+	err := v.deviceVolume.Close()
 	v.deactivate()
 	v.pool.mu.Lock()
 	defer v.pool.mu.Unlock()

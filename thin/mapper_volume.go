@@ -135,7 +135,7 @@ func (v *MapperVolume) Close() error {
 func (v *MapperVolume) closeDevices() error {
 	var err error
 	if v.deviceVolume != nil {
-		err = v.Device.Close()
+		err = v.deviceVolume.Close()
 	}
 	if v.claim != nil {
 		err = errors.Join(err, v.claim.Close())

@@ -198,7 +198,13 @@ func TestDryRunText(t *testing.T) {
 	resume.Resume, resume.ID = true, "a1b2c3"
 	resume.Space.LimitedTransactions, resume.Space.SameSpace = true, false
 	device.Warnings, device.Space = nil, service.SpaceProof{DataBytes: gib, Verdict: "the destination has its space"}
-	for name, plan := range map[string]service.Plan{"new": somePlan(), "resume": resume, "device": device} {
+	pool := somePlan()
+	pool.Space.Stores = []service.StoreProof{
+		{Kind: "file-system", Name: "the file system of /images", AvailableBytes: 20 * gib, ReserveBytes: 64 << 20, NeededBytes: 192 << 20},
+		{Kind: "thin-pool", Name: "pool vg/tp", AvailableBytes: 10 * gib, ReserveBytes: 64 << 20, NeededBytes: 192 << 20, BlockBytes: 64 << 10, FreedReturns: true},
+		{Kind: "file-system", Name: "the file system of /srv/pool data", AvailableBytes: -1, ReserveBytes: 2 << 20, NeededBytes: 192 << 20, FreedReturnsNot: "it ignores discards"},
+	}
+	for name, plan := range map[string]service.Plan{"new": somePlan(), "resume": resume, "device": device, "pool": pool} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(&fakeService{plan: plan})
 			if code := w.run([]string{"--dry-run", "/images/a.raw", "pool/a"}); code != 0 || w.err.Len() > 0 {

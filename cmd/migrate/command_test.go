@@ -109,7 +109,7 @@ func TestFlagsReachTheService(t *testing.T) {
 		"--state-dir", "/state", "--progress=none", "/a", "pool/v",
 	})
 	want := service.Request{Source: "/a", Destination: "pool/v", Options: service.Options{
-		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, RegionBytes: 64 << 10,
+		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, RegionBytesFixed: true, RegionBytes: 64 << 10,
 		ThresholdRegions: 8, BatchRegions: 2, CommitPeriod: 250 * time.Millisecond, CommitBytes: 8 << 20, BytesPerSecond: 50 << 20,
 	}}
 	if code != 0 || !reflect.DeepEqual(w.fake.request, want) {

@@ -68,7 +68,28 @@ func writeProof(table fieldTable, s service.SpaceProof) {
 	} else {
 		table.field("Freed space", "does not help the destination: the two ends take theirs from different places")
 	}
+	if len(s.Stores) > 1 || len(s.Stores) == 1 && s.Stores[0].BlockBytes != 0 {
+		for _, store := range s.Stores {
+			table.field("Taken from", storeText(store))
+		}
+	}
 	if s.LimitedTransactions {
 		table.field("Transactions", "would be smaller than --commit-bytes, to fit into the space there is")
 	}
+}
+
+// storeText is one of the stores that the destination's space comes from.
+func storeText(s service.StoreProof) string {
+	text := fmt.Sprintf("%s: at most %s of %s, beside a reserve of %s", printableName(s.Name),
+		units.FormatBytes(s.NeededBytes), units.FormatBytes(max(0, s.AvailableBytes)), units.FormatBytes(s.ReserveBytes))
+	if s.BlockBytes != 0 {
+		text += fmt.Sprintf("; allocated in blocks of %s", units.FormatBytes(s.BlockBytes))
+	}
+	switch {
+	case s.FreedReturns:
+		text += "; freed space comes back to it"
+	case s.FreedReturnsNot != "":
+		text += "; freed space does not come back to it, " + escapeControls(s.FreedReturnsNot)
+	}
+	return text
 }

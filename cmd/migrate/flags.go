@@ -29,6 +29,22 @@ func (f bytesFlag) Set(text string) error {
 	return err
 }
 
+// regionSizeFlag is a bytesFlag that notes that it was given.
+type regionSizeFlag struct{ options *service.Options }
+
+func (f regionSizeFlag) String() string {
+	if f.options == nil {
+		return "" // pflag asks a zero value for it
+	}
+	return bytesFlag{&f.options.RegionBytes}.String()
+}
+func (f regionSizeFlag) Type() string { return "SIZE" }
+
+func (f regionSizeFlag) Set(text string) error {
+	f.options.RegionBytesFixed = true
+	return bytesFlag{&f.options.RegionBytes}.Set(text)
+}
+
 // rateFlag is a flag that takes a rate.
 type rateFlag struct{ bytesPerSecond *int64 }
 
@@ -127,7 +143,7 @@ func addOptionFlags(flags *pflag.FlagSet, o *service.Options) {
 	flags.BoolVar(&o.RemoveSource, "remove-src", o.RemoveSource, "unlink a regular source file once the migration has ended (needs --discard-src)")
 	flags.BoolVar(&o.Overwrite, "overwrite", o.Overwrite, "allow a destination that already holds data")
 	flags.StringVar(&o.ThinPool, "thin-pool", o.ThinPool, "`NAME` of the thin pool of LVM to make the destination in, where its volume group has several")
-	flags.Var(bytesFlag{&o.RegionBytes}, "region-size", "bytes in a region, a power of two from 4 KiB to 1 GiB")
+	flags.Var(regionSizeFlag{o}, "region-size", "bytes in a region, a power of two from 4 KiB to 1 GiB; without it, at least\na block of the thin pools that the two ends are volumes of")
 	flags.Var(regionsFlag{&o.ThresholdRegions}, "threshold", "most regions in flight at a time")
 	flags.Var(regionsFlag{&o.BatchRegions}, "batch", "most contiguous regions in one copy")
 	flags.Var(periodFlag{&o.CommitPeriod}, "commit-period", "longest time between two commits of the metadata")

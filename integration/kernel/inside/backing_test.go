@@ -82,7 +82,7 @@ func TestKernelStackBelowVolume(t *testing.T) {
 	v := p.newVolume(1, 48*mib)
 	layers := s.wantStack(v.path(), v.path()+" in "+p.path()+" (exact)")
 	b := layers[0].Pool
-	if b.BlockBytes != 64*kib || b.PoolUUID != "TEST-"+p.name || b.HasOrigin || b.SkipsZeros {
+	if b.BlockBytes != 64*kib || b.PoolUUID != "TEST-"+p.name || b.KeepsFreed {
 		t.Errorf("%+v", b)
 	}
 	if n, err := b.MappedBytes(); err != nil || n != 0 {

@@ -2,6 +2,11 @@
 
 package inside
 
+import (
+	"strconv"
+	"strings"
+)
+
 // group is a volume group of LVM on a slice of the disk.
 type group struct {
 	s    *site
@@ -31,6 +36,16 @@ func (g *group) thinVolume(pool, name string, bytes int64) string {
 	return "/dev/" + g.name + "/" + name
 }
 
+// thinDevice is a thin volume as a device.
+func (g *group) thinDevice(pool, name string, bytes int64) *device {
+	g.s.Helper()
+	g.thinVolume(pool, name, bytes)
+	return &device{s: g.s, name: g.name + "-" + name, bytes: bytes}
+}
+
+// poolDevice is the name of the pool's device.
+func (g *group) poolDevice(pool string) string { return g.name + "-" + pool + "-tpool" }
+
 func (g *group) linearVolume(name string, bytes int64) string {
 	g.s.Helper()
 	g.s.do("lvcreate", "-qq", "-y", "-Zn", "-Wn", "-L", itoa(bytes)+"b", "-n", name, g.name)
@@ -41,4 +56,10 @@ func (g *group) linearVolume(name string, bytes int64) string {
 func (g *group) extend(pool string, bytes int64) {
 	g.s.Helper()
 	g.s.do("lvextend", "-qq", "-L", "+"+itoa(bytes)+"b", g.name+"/"+pool)
+}
+
+// parseUsed reads "used/total".
+func parseUsed(field string) (int64, error) {
+	used, _, _ := strings.Cut(field, "/")
+	return strconv.ParseInt(used, 10, 64)
 }
