@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
@@ -67,5 +68,26 @@ func TestFault44RegionsThatAreNoWholeBlocks(t *testing.T) {
 		if sparse := !m.guard(1<<20, false).leavesRest; sparse != test.want {
 			t.Errorf("%+v: sparse is %t", test.e, sparse)
 		}
+	}
+}
+
+// fault 29: what a volume has beyond the size of the source reads as zeros, and the
+// rest of it is left alone.
+func TestFault29TailOfLargerVolume(t *testing.T) {
+	s := newSite(t)
+	const size, sourceBytes = 1 << 20, 300_000
+	s.pool("p", 8<<20)
+	e, err := s.create(target{name: "p/v", pool: "p", volume: "v"}, size)
+	s.must(err)
+	defer func() { s.must(e.Close()) }()
+	_, err = e.WriteAt(bytes.Repeat([]byte{0xaa}, size), 0)
+	s.must(err)
+	s.must(zeroTail(e, sourceBytes))
+	got := make([]byte, size)
+	_, err = e.ReadAt(got, 0)
+	s.must(err)
+	want := append(bytes.Repeat([]byte{0xaa}, sourceBytes), make([]byte, size-sourceBytes)...)
+	if !bytes.Equal(got, want) {
+		t.Error("the tail is not zero, or more than the tail is")
 	}
 }

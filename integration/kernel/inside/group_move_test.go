@@ -151,3 +151,18 @@ func TestGroupToInactiveVolume(t *testing.T) {
 	s.do("lvm", "lvchange", "-q", "-ay", "vg/vm")
 	s.wantWhole(g.path("vm"), made)
 }
+
+// A snapshot as the destination: its origin keeps its bytes.
+func TestGroupToSnapshot(t *testing.T) {
+	s := newSite(t)
+	g := s.newVolumeGroupWithPool("vg")
+	origin := g.newFilledVolume("vm", 8*mib, 17)
+	s.do("lvm", "lvcreate", "-q", "-s", "-kn", "-n", "snap", "vg/vm")
+	made, path := s.newImageFile("image", oddBytes, 18)
+	s.refused("already holds data", path, "vg/snap")
+	s.move(0, path, "vg/snap", "--overwrite", "--discard-src")
+	s.do("lvm", "lvchange", "-q", "-ay", "vg/snap")
+	s.wantWhole(g.path("snap"), made)
+	s.wantZeros(g.path("snap"), oddBytes, 8*mib)
+	s.wantWhole(g.path("vm"), origin)
+}
