@@ -111,7 +111,7 @@ func (a *attempt) takerChain() (*chain, error) {
 
 // poolChain is the stores of a volume that is to be made in a pool.
 func (a *attempt) poolChain() (c *chain, err error) {
-	pool, err := a.s.pools.Open(a.target.pool)
+	pool, err := a.s.openPool(a.target)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func (a *attempt) proveSpace(data int64) (SpaceProof, error) {
 		if c.sharedBytes, err = counted(a.source.SharedBytes()); err != nil {
 			return SpaceProof{}, err
 		}
-		if c.fragments, err = counted(a.source.base.Fragments()); err != nil {
+		if c.fragments, err = a.fragments(data); err != nil {
 			return SpaceProof{}, err
 		}
 	}
@@ -187,6 +187,18 @@ func (a *attempt) proveSpace(data int64) (SpaceProof, error) {
 		stores = append(stores, c.proveStore(s, a.gives.returned(l), l.hint))
 	}
 	return c.prove(stores), nil
+}
+
+// fragments is how many pieces of the source begin and end inside of blocks of the pool
+// below it. A volume has none; but the kernel cuts discards in the wrong places where
+// blocks are no power of two, so that at worst each region loses some.
+func (a *attempt) fragments(data int64) (int64, error) {
+	for _, p := range a.gives.pools() {
+		if p.isExact && p.blockBytes&(p.blockBytes-1) != 0 {
+			return (data + a.plan.RegionBytes - 1) / a.plan.RegionBytes, nil
+		}
+	}
+	return counted(a.source.base.Fragments())
 }
 
 // returned says whether what is freed at the end of the chain comes back to a store.

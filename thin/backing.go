@@ -269,3 +269,8 @@ type Stacked interface {
 	Pool
 	Stack() (*Stack, error)
 }
+
+var (
+	_ Stacked = (*MapperPool)(nil)
+	_ Stacked = (*GroupPool)(nil)
+)

@@ -189,6 +189,15 @@ func (p *GroupPool) activeDevice() (poolDevice, error) {
 	return poolDevice{control: p.control, name: info.Name}, err
 }
 
+// Stack is what the pool's volumes take their space from.
+func (p *GroupPool) Stack() (*Stack, error) {
+	device, err := p.device()
+	if err != nil {
+		return nil, wrap(err, "look at pool", p.pool.fullName())
+	}
+	return FindPoolStack(device.name)
+}
+
 // Info reads the state of the pool.
 func (p *GroupPool) Info() (PoolInfo, error) {
 	info, err := p.info()

@@ -22,7 +22,7 @@ func (p *MapperPool) sectors(bytes int64) uint64 {
 func (p *MapperPool) activateVolume(r mapperRecord) (dm.Info, error) {
 	const op = "activate volume"
 	sectors := p.sectors(r.sizeBytes)
-	info, err := start(p.devices.control, volumeDeviceName(p.name, r.name), p.devices.volumeUUID(r.thinID), thinTargetOf(p.pool, r.thinID, sectors))
+	info, err := start(p.devices.control, volumeDeviceName(p.name, r.name), p.devices.volumeUUID(r.id), thinTargetOf(p.pool, r.thinID, sectors))
 	if err != nil {
 		return info, wrap(err, op, p.name+"/"+r.name)
 	}
@@ -44,7 +44,7 @@ func (p *MapperPool) activateVolume(r mapperRecord) (dm.Info, error) {
 // stopVolume removes the device of a volume, if there is one. It is ErrInUse while
 // somebody has it open. The caller holds the pool's lock.
 func (p *MapperPool) stopVolume(op string, r mapperRecord) error {
-	info, found, err := find(p.devices.control, p.devices.volumeUUID(r.thinID))
+	info, found, err := find(p.devices.control, p.devices.volumeUUID(r.id))
 	if err != nil || !found {
 		return err
 	}

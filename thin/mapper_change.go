@@ -273,7 +273,7 @@ func (p *MapperPool) readable(op string) ([]mapperRecord, error) {
 // uncreate removes the thin device of a volume that is not active, and then its
 // record. The caller holds the pool's lock.
 func (p *MapperPool) uncreate(r mapperRecord) error {
-	if info, found, err := find(p.devices.control, p.devices.volumeUUID(r.thinID)); err != nil {
+	if info, found, err := find(p.devices.control, p.devices.volumeUUID(r.id)); err != nil {
 		return err
 	} else if found {
 		if err := stop(p.devices.control, info.Name); err != nil {

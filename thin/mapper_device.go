@@ -47,8 +47,10 @@ type mapperDevices struct {
 	uuid    string // of the pool
 }
 
-func (d mapperDevices) volumeUUID(thinID uint32) string {
-	return fmt.Sprintf("%s%s-%d", volumeUUIDPrefix, d.uuid, thinID)
+// volumeUUID goes by the volume's own id, which is never used again: so a device with
+// it is that volume, and none that came to have its name or its thin id.
+func (d mapperDevices) volumeUUID(id uint64) string {
+	return fmt.Sprintf("%s%s-%d", volumeUUIDPrefix, d.uuid, id)
 }
 
 // find is the device with that UUID, if there is one.

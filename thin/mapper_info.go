@@ -64,7 +64,7 @@ func (p *MapperPool) info(r mapperRecord, all []mapperRecord) (VolumeInfo, error
 
 // mappedBytes is what a volume takes of the pool, 0 if it has no thin device.
 func (p *MapperPool) mappedBytes(r mapperRecord) (int64, error) {
-	info, found, err := find(p.devices.control, p.devices.volumeUUID(r.thinID))
+	info, found, err := find(p.devices.control, p.devices.volumeUUID(r.id))
 	if err != nil {
 		return 0, err
 	}

@@ -41,7 +41,7 @@ func TestKernelMapperLife(t *testing.T) {
 	if v.Bytes() != 1000448 {
 		t.Errorf("its device has %d bytes", v.Bytes())
 	}
-	if want := fmt.Sprintf("thin:%s:1", info.UUID); v.Info().Key != want || v.Info().Path != "/dev/mapper/p-v" {
+	if want := fmt.Sprintf("DECANT-vol-%s-1", info.UUID); !strings.Contains(v.Info().Key, want) || v.Info().Path != "/dev/mapper/p-v" {
 		t.Errorf("its identity is %q, %q", v.Info().Key, v.Info().Path)
 	}
 	expect(t, p.Close(), ErrInUse)

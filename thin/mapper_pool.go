@@ -201,6 +201,9 @@ func identify(op string, control *dm.Control, data, metadata string) (e mapperEn
 	return e, wrap(err, op, data+", "+metadata)
 }
 
+// Stack is what the pool's volumes take their space from.
+func (p *MapperPool) Stack() (*Stack, error) { return FindPoolStack(p.pool.Name) }
+
 func (p *MapperPool) poolDevice() poolDevice {
 	return poolDevice{control: p.devices.control, name: p.pool.Name}
 }

@@ -70,7 +70,7 @@ func (p *MapperPool) openVolume(op string, r mapperRecord, device dm.Info, exclu
 		err = &Error{Op: op, Object: object, State: path + " leads to another device", Err: ErrForeign, Hint: "remove that node, or have udev make it anew"}
 	}
 	if err == nil {
-		v.deviceVolume, err = newDeviceVolume(opened, p.poolDevice(), device.Name, fmt.Sprintf("thin:%s:%d", p.header.uuid, r.id))
+		v.deviceVolume, err = newDeviceVolume(opened, p.poolDevice(), device.Name, opened.Info().Key)
 	}
 	if err != nil {
 		return nil, errors.Join(err, opened.Close(), v.closeDevices())

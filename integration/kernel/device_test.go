@@ -7,6 +7,7 @@ import (
 )
 
 func TestThinDevices(t *testing.T) {
+	t.Parallel()
 	disks := []string{testkernel.NewDisk(t, 64*mib), testkernel.NewDisk(t, 64*mib)}
 	testkernel.RunTests(t, "../../thin", "^TestKernelMapping", disks...)
 }

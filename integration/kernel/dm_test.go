@@ -11,6 +11,7 @@ import (
 const mib = 1 << 20
 
 func TestDeviceMapper(t *testing.T) {
+	t.Parallel()
 	disks := []string{testkernel.NewDisk(t, 64*mib), testkernel.NewDisk(t, 64*mib)}
 	testkernel.RunTests(t, "../../dm", "^TestKernel", disks...)
 }

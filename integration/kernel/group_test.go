@@ -11,6 +11,7 @@ import (
 func TestGroups(t *testing.T) {
 	for name, run := range map[string]string{"destination": "^TestGroupTo", "source": "^TestGroupFrom"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			testkernel.RunTestsOn(t, testkernel.Config{
 				Disks: []string{testkernel.NewDisk(t, 1<<30), testkernel.NewDisk(t, 4<<30)},
 				Env:   []string{binariesVariable + "=" + programsDirectory(t)},
@@ -20,5 +21,6 @@ func TestGroups(t *testing.T) {
 }
 
 func TestGroupPools(t *testing.T) {
+	t.Parallel()
 	testkernel.RunTests(t, "../../thin", "^TestKernelGroup", testkernel.NewDisk(t, 128*mib))
 }

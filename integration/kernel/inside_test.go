@@ -47,10 +47,15 @@ func programsDirectory(t *testing.T) string {
 	return dir
 }
 
-func TestPrograms(t *testing.T) {
+// The tests of space have a boot of their own, they take long.
+func TestPrograms(t *testing.T) { runInside(t, "^TestKernel([^S]|S[^p])") }
+func TestSpace(t *testing.T)    { runInside(t, "^TestKernelSpace") }
+
+func runInside(t *testing.T, tests string) {
+	t.Helper()
 	t.Parallel()
 	testkernel.RunTestsOn(t, testkernel.Config{
 		Disks: []string{testkernel.NewDisk(t, 1<<30), testkernel.NewDisk(t, 4<<30)},
 		Env:   []string{binariesVariable + "=" + programsDirectory(t)},
-	}, "inside", "^TestKernel")
+	}, "inside", tests)
 }

@@ -76,7 +76,7 @@ func (s *site) wantStack(path, want string) []thin.Layer {
 	return layers
 }
 
-func TestKernelStackBelowVolume(t *testing.T) {
+func TestKernelSpaceStackBelowVolume(t *testing.T) {
 	s := newSite(t)
 	p := s.newPool(poolOptions{})
 	v := p.newVolume(1, 48*mib)
@@ -106,7 +106,7 @@ func TestKernelStackBelowVolume(t *testing.T) {
 	s.wantStack(linear.path(), file+", "+v.path()+" in "+p.path())
 }
 
-func TestKernelStackThroughLinearAndPartly(t *testing.T) {
+func TestKernelSpaceStackThroughLinearAndPartly(t *testing.T) {
 	s := newSite(t)
 	p := s.newPool(poolOptions{features: "ignore_discard"})
 	v := p.newVolume(1, 32*mib)
@@ -115,7 +115,7 @@ func TestKernelStackThroughLinearAndPartly(t *testing.T) {
 }
 
 // fault 33: a pool that keeps its data in a file is found with what lies below it.
-func TestKernelFault33StackBelowPool(t *testing.T) {
+func TestKernelSpaceFault33StackBelowPool(t *testing.T) {
 	s := newSite(t)
 	f := s.newFilesystem("ext4", s.slice(64*mib))
 	file := s.blank(f.path("pool data"), 32*mib)
@@ -134,7 +134,7 @@ func TestKernelFault33StackBelowPool(t *testing.T) {
 	}
 }
 
-func TestKernelStackOfLVM(t *testing.T) {
+func TestKernelSpaceStackOfLVM(t *testing.T) {
 	s := newSite(t)
 	g := s.newGroup(96 * mib)
 	g.thinPool("pool", 64*mib)
@@ -147,7 +147,7 @@ func TestKernelStackOfLVM(t *testing.T) {
 }
 
 // A pool that runs out of space wakes who waits for it, and so does its growth then.
-func TestKernelBackingEvent(t *testing.T) {
+func TestKernelSpaceBackingEvent(t *testing.T) {
 	s := newSite(t)
 	p := s.newPool(poolOptions{data: s.slice(16 * mib), features: "error_if_no_space"})
 	v := p.newVolume(1, 32*mib)

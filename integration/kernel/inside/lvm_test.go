@@ -43,6 +43,13 @@ func (g *group) thinDevice(pool, name string, bytes int64) *device {
 	return &device{s: g.s, name: g.name + "-" + name, bytes: bytes}
 }
 
+// poolStatus is that of a pool.
+func (g *group) poolStatus(name string) poolStatus {
+	g.s.Helper()
+	d := &device{s: g.s, name: g.poolDevice(name)}
+	return (&pool{device: d}).poolStatus()
+}
+
 // poolDevice is the name of the pool's device.
 func (g *group) poolDevice(pool string) string { return g.name + "-" + pool + "-tpool" }
 
