@@ -50,7 +50,7 @@ func (s *site) stack(path string) []thin.Layer {
 func describe(layers []thin.Layer) string {
 	var words []string
 	for _, l := range layers {
-		word := ""
+		var word string
 		if l.Pool != nil {
 			word = l.Pool.Volume + " in " + l.Pool.Pool
 		} else {
