@@ -34,7 +34,7 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               linux.uml:user-mode-linux insmod:kmod lvs:lvm2 dmsetup:dmsetup \
               thin_check:thin-provisioning-tools ip:iproute2
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
-NEED_BENCH := $(NEED_DEMO) qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
+NEED_BENCH := $(NEED_DEMO) linux.uml:user-mode-linux insmod:kmod qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time
 NEED_MODEL := $(NEED_BUILD) spin:spin
 
@@ -67,10 +67,11 @@ lint: setup-lint
 format:
 	$(TOOL) gofumpt -w $$($(GO) list -f '{{.Dir}}' ./...)
 
-## bench: time and memory beside cp, qemu-img, nbdcopy and ddrescue (BENCH_FLAGS=-h)
+## bench: time and memory beside cp, qemu-img, nbdcopy and ddrescue (BENCH_FLAGS=-h), and beside dm-clone
 bench: setup-bench build
 	$(GO_BUILD) -o bin/bench ./bench
 	bin/bench $(BENCH_FLAGS)
+	$(GO) test -run='^$$' -bench=Speed -benchtime=1x -timeout=30m ./integration/kernel
 
 ## model: search the model of the protocol with spin, in its larger forms as well
 model: setup-model

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func programsDirectory(t *testing.T) string {
+func programsDirectory(t testing.TB) string {
 	t.Helper()
 	dir, err := programs()
 	if err != nil {
