@@ -259,12 +259,10 @@ func TestFault25Hang(t *testing.T) {
 				t.Errorf("%+v", d)
 			}
 			r.signal(syscall.SIGINT)
-			time.Sleep(300 * time.Millisecond)
+			r.awaitSaid("press again")
 			// The kernel hands the signal to some thread. If that is the one whose
 			// operation hangs, FUSE is told, answers EINTR, and the run can end.
-			if !r.hasEnded() {
-				r.signal(syscall.SIGINT)
-			}
+			_ = r.cmd.Process.Signal(syscall.SIGINT) // fails if it has ended
 			begun := time.Now()
 			o := s.want(3, r.wait())
 			if took := time.Since(begun); took > 5*time.Second {

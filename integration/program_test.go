@@ -333,6 +333,23 @@ func (r *running) signal(signal syscall.Signal) {
 	}
 }
 
+// awaitSaid waits until standard error has these words, or the program has ended: a
+// signal that is sent before an earlier one of its kind was taken is lost.
+func (r *running) awaitSaid(words string) {
+	r.site.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !r.hasEnded(); time.Sleep(10 * time.Millisecond) {
+		r.mu.Lock()
+		said := strings.Contains(r.stderr.String(), words)
+		r.mu.Unlock()
+		if said {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.site.Fatalf("%v never said %q", r.cmd.Args, words)
+		}
+	}
+}
+
 // kill ends the program as a crash would.
 func (r *running) kill() outcome {
 	r.site.Helper()
