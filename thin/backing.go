@@ -45,7 +45,7 @@ func (b *Backing) MappedBytes() (int64, error) {
 	if len(targets) != 1 || targets[0].Type != thinTarget {
 		return 0, fmt.Errorf("device %s is no longer a thin volume", b.Volume)
 	}
-	s, err := ParseThinStatus(targets[0].Params)
+	s, err := ParseVolumeStatus(targets[0].Params)
 	if err == nil && s.Failed {
 		err = fmt.Errorf("the pool of %s has failed: %w", b.Volume, unix.EIO)
 	}
@@ -195,7 +195,7 @@ func (s *Stack) thin(d loopdev.BlockDevice, exact bool, depth int) (found bool, 
 	if err != nil || len(targets) != 1 || targets[0].Type != thinTarget {
 		return false, err
 	}
-	table, err := ParseThinTable(targets[0].Params)
+	table, err := ParseVolumeTable(targets[0].Params)
 	if err != nil {
 		return false, err
 	}

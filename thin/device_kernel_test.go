@@ -69,7 +69,7 @@ func (p rawPool) message(format string, args ...any) {
 func (p rawPool) open(id int, bytes int64) *deviceVolume {
 	p.t.Helper()
 	name := fmt.Sprintf("raw%d", id)
-	p.activate(name, dm.Target{Length: uint64(bytes / dm.SectorBytes), Type: thinTarget, Params: ThinTable{Pool: dm.Path("raw"), ID: uint32(id)}.String()})
+	p.activate(name, dm.Target{Length: uint64(bytes / dm.SectorBytes), Type: thinTarget, Params: VolumeTable{Pool: dm.Path("raw"), ID: uint32(id)}.String()})
 	device, err := loopdev.Open(dm.Path(name), loopdev.Options{Write: true, Exclusive: true})
 	if err != nil {
 		p.t.Fatal(err)
@@ -116,7 +116,7 @@ func TestKernelMappingIsWhatWasWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		written[0] = true
-		for block := int64(0); block < blocks; block++ {
+		for block := range int64(blocks) {
 			start, end, err := v.NextData(block * rawBlockBytes)
 			if err != nil {
 				t.Fatal(err)

@@ -22,8 +22,9 @@ type mapping interface {
 	// Without any, both are the size. What lies outside was not mapped when it was
 	// called.
 	mapped(off int64) (start, end int64, err error)
-	// forget is called before the volume is written to. Discards may go unnoticed:
-	// what is unmapped may then still count as mapped.
+	// forget is called before the volume is written to, and when a range was made to
+	// read zeros. Other discards go unnoticed: what is unmapped may then still count as
+	// mapped.
 	forget()
 	// sharedBytes is how much of the volume other volumes or snapshots map as well.
 	sharedBytes() (int64, error)
@@ -144,7 +145,7 @@ func (m *metadataMapping) mapped(off int64) (start, end int64, err error) {
 		off = m.known.end
 		if m.known, err = m.read(off); err != nil {
 			m.known = window{}
-			return off, m.volume.Bytes(), nil //nolint:nilerr // all may be mapped from there on
+			return off, m.volume.Bytes(), nil // all may be mapped from there on
 		}
 	}
 }

@@ -56,7 +56,7 @@ func newDeviceVolume(device *loopdev.Device, pool poolDevice, name, key string) 
 	if len(targets) != 1 || targets[0].Type != thinTarget {
 		return nil, fmt.Errorf("device %s %w", name, errNotThin)
 	}
-	own, err := ParseThinTable(targets[0].Params)
+	own, err := ParseVolumeTable(targets[0].Params)
 	if err != nil {
 		return nil, err
 	}
@@ -71,24 +71,24 @@ func newDeviceVolume(device *loopdev.Device, pool poolDevice, name, key string) 
 var errNotThin = errors.New("is not a thin volume")
 
 // status is that of the thin device itself.
-func (v *deviceVolume) status() (ThinStatus, error) {
-	s, err := thinStatus(v.pool.control, v.name)
+func (v *deviceVolume) status() (VolumeStatus, error) {
+	s, err := volumeStatus(v.pool.control, v.name)
 	if err == nil && s.Failed {
 		err = v.failure("show volume", "its pool has failed or is gone", nil)
 	}
 	return s, err
 }
 
-// thinStatus is that of a thin device.
-func thinStatus(control *dm.Control, name string) (ThinStatus, error) {
+// volumeStatus is that of an active thin device.
+func volumeStatus(control *dm.Control, name string) (VolumeStatus, error) {
 	targets, err := control.StatusNoFlush(name)
 	if err != nil {
-		return ThinStatus{}, err
+		return VolumeStatus{}, err
 	}
 	if len(targets) != 1 || targets[0].Type != thinTarget {
-		return ThinStatus{}, fmt.Errorf("device %s %w", name, errNotThin)
+		return VolumeStatus{}, fmt.Errorf("device %s %w", name, errNotThin)
 	}
-	return ParseThinStatus(targets[0].Params)
+	return ParseVolumeStatus(targets[0].Params)
 }
 
 // failure is an error about the volume.
@@ -183,7 +183,7 @@ func (v *deviceVolume) AllocatedBytes() (int64, error) {
 
 // FreeBytes is what the pool has left.
 func (v *deviceVolume) FreeBytes() (int64, error) {
-	s, err := v.pool.status(false)
+	s, err := v.pool.currentStatus()
 	return s.FreeBytes(v.blockBytes), err
 }
 
@@ -354,6 +354,7 @@ func (v *deviceVolume) unmap(first, end int64) (bool, error) {
 	if errors.Is(err, loopdev.ErrCannotPunch) {
 		return false, nil
 	}
+	v.mapping.forget()
 	return v.sparse && !v.cutsBlocks(), err
 }
 

@@ -213,7 +213,7 @@ func (p *GroupPool) info() (PoolInfo, error) {
 	if err != nil {
 		return PoolInfo{}, err
 	}
-	s, err := device.status(false)
+	s, err := device.currentStatus()
 	if err != nil {
 		return PoolInfo{}, err
 	}
@@ -247,7 +247,7 @@ func (p *GroupPool) FreeBytes() (int64, error) {
 	if err != nil {
 		return 0, wrap(err, "count free space", p.pool.fullName())
 	}
-	s, err := device.status(false)
+	s, err := device.currentStatus()
 	return s.FreeBytes(p.pool.chunkBytes), wrap(err, "count free space", p.pool.fullName())
 }
 
@@ -305,9 +305,9 @@ func (p *GroupPool) describe(l logicalVolume) (VolumeInfo, error) {
 	if errors.Is(err, unix.ENXIO) {
 		return info, nil
 	}
-	var s ThinStatus
+	var s VolumeStatus
 	if err == nil {
-		s, err = thinStatus(p.control, device.Name)
+		s, err = volumeStatus(p.control, device.Name)
 	}
 	info.MappedBytes = s.MappedBytes
 	return info, wrap(err, "show volume", l.fullName())

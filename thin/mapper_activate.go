@@ -31,7 +31,7 @@ func (p *MapperPool) activateVolume(r mapperRecord) (dm.Info, error) {
 		return info, wrap(err, op, p.name+"/"+r.name)
 	}
 	if len(targets) == 1 && targets[0].Type == thinTarget && targets[0].Length >= sectors {
-		if table, err := ParseThinTable(targets[0].Params); err == nil && table.ID == r.thinID {
+		if table, err := ParseVolumeTable(targets[0].Params); err == nil && table.ID == r.thinID {
 			return info, nil
 		}
 	}

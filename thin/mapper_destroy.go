@@ -46,7 +46,7 @@ func (p *MapperPool) checkWithoutVolumes(op string, records []mapperRecord, stat
 	if len(records) > 0 {
 		return &Error{Op: op, Object: p.name, State: fmt.Sprintf("is not empty: it has %d volumes", len(records)), Err: ErrNotEmpty, Hint: "delete the volumes first; see thinctl list " + p.name}
 	}
-	catalog, err := statusOfThin(p.devices.control, catalogDeviceName(p.pool.Name))
+	catalog, err := volumeStatus(p.devices.control, catalogDeviceName(p.pool.Name))
 	if err != nil {
 		return err
 	}

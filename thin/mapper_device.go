@@ -188,7 +188,7 @@ func (d mapperDevices) settleOne(info dm.Info) error {
 
 // peek asks the pool for a thin device without making it usable: whether there is
 // one of that id, and its status. sectors is its size, which must not be too small.
-func (d mapperDevices) peek(pool dm.Info, thinID uint32, sectors uint64) (status ThinStatus, found bool, err error) {
+func (d mapperDevices) peek(pool dm.Info, thinID uint32, sectors uint64) (status VolumeStatus, found bool, err error) {
 	name := peekDeviceName(pool.Name)
 	if left, found, err := find(d.control, peekUUIDPrefix+d.uuid); err != nil {
 		return status, false, err
@@ -215,13 +215,13 @@ func (d mapperDevices) peek(pool dm.Info, thinID uint32, sectors uint64) (status
 	if len(targets) != 1 || targets[0].Type != thinTarget {
 		return status, true, fmt.Errorf("thin device %d: %w", thinID, errStatus)
 	}
-	status, err = ParseThinStatus(targets[0].Params)
+	status, err = ParseVolumeStatus(targets[0].Params)
 	return status, true, err
 }
 
 // thinTargetOf is the table of a thin device.
 func thinTargetOf(pool dm.Info, thinID uint32, sectors uint64) dm.Target {
-	return dm.Target{Length: sectors, Type: thinTarget, Params: ThinTable{Pool: pool.Device.String(), ID: thinID}.String()}
+	return dm.Target{Length: sectors, Type: thinTarget, Params: VolumeTable{Pool: pool.Device.String(), ID: thinID}.String()}
 }
 
 // deactivate removes all devices of the pool. It is ErrInUse, and nothing is

@@ -3,7 +3,6 @@ package thin
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -69,29 +68,17 @@ func (p *MapperPool) mappedBytes(r mapperRecord) (int64, error) {
 		return 0, err
 	}
 	if found && info.ActiveTable {
-		status, err := statusOfThin(p.devices.control, info.Name)
+		status, err := volumeStatus(p.devices.control, info.Name)
 		if !errors.Is(err, unix.ENXIO) { // else it was deactivated a moment ago
 			return status.MappedBytes, err
 		}
 	}
-	var status ThinStatus
+	var status VolumeStatus
 	err = p.lock.with(func() error {
 		status, _, err = p.devices.peek(p.pool, r.thinID, p.sectors(r.sizeBytes))
 		return err
 	})
 	return status.MappedBytes, err
-}
-
-// statusOfThin is the status of an active thin device.
-func statusOfThin(control *dm.Control, name string) (ThinStatus, error) {
-	targets, err := control.StatusNoFlush(name)
-	if err != nil {
-		return ThinStatus{}, err
-	}
-	if len(targets) != 1 || targets[0].Type != thinTarget {
-		return ThinStatus{}, fmt.Errorf("device %s: %w", name, errStatus)
-	}
-	return ParseThinStatus(targets[0].Params)
 }
 
 func (p *MapperPool) noSuchVolume(op, name string) error {

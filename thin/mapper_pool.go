@@ -208,15 +208,8 @@ func (p *MapperPool) poolDevice() poolDevice {
 	return poolDevice{control: p.devices.control, name: p.pool.Name}
 }
 
-// status is that of the pool now. One that is out of space looks at what was given
-// back only when it commits.
-func (p *MapperPool) status() (TargetStatus, error) {
-	status, err := p.poolDevice().status(false)
-	if err == nil && status.Mode == OutOfDataSpace {
-		return p.poolDevice().status(true)
-	}
-	return status, err
-}
+// status is that of the pool now.
+func (p *MapperPool) status() (TargetStatus, error) { return p.poolDevice().currentStatus() }
 
 // Name is the name of the pool.
 func (p *MapperPool) Name() string { return p.name }

@@ -3,6 +3,10 @@ package thin
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
 
 	"decant/dm"
 )
@@ -34,6 +38,16 @@ func (d poolDevice) status(commit bool) (TargetStatus, error) {
 	return ParseTargetStatus(targets[0].Params)
 }
 
+// currentStatus is the pool's state now. One that has run out of space notices what
+// was given back only when it commits.
+func (d poolDevice) currentStatus() (TargetStatus, error) {
+	s, err := d.status(false)
+	if err == nil && s.Mode == OutOfDataSpace {
+		return d.status(true)
+	}
+	return s, err
+}
+
 // table is the pool's active table.
 func (d poolDevice) table() (PoolTable, error) {
 	targets, err := d.control.Table(d.name)
@@ -44,6 +58,21 @@ func (d poolDevice) table() (PoolTable, error) {
 		return PoolTable{}, fmt.Errorf("device %s %w", d.name, errNotPool)
 	}
 	return ParsePoolTable(targets[0].Params)
+}
+
+// NoSpaceTimeout is how long the kernel keeps writes to a pool without space waiting for
+// it to grow before it fails them. It is 0 if they wait for ever, or if that cannot be
+// read.
+func NoSpaceTimeout() time.Duration {
+	text, err := os.ReadFile("/sys/module/dm_thin_pool/parameters/no_space_timeout")
+	if err != nil {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // minMappingsPerBlock is how many mappings a metadata block surely has room for: a

@@ -116,26 +116,26 @@ func parseUse(field string) (used, total int64, err error) {
 	return used, total, nil
 }
 
-// ThinStatus is the status of a thin target.
-type ThinStatus struct {
+// VolumeStatus is the status of a thin target.
+type VolumeStatus struct {
 	MappedBytes int64
 	Failed      bool // the pool is gone or does neither read nor write
 }
 
-// ParseThinStatus reads the status of a thin target.
-func ParseThinStatus(status string) (ThinStatus, error) {
+// ParseVolumeStatus reads the status of a thin target.
+func ParseVolumeStatus(status string) (VolumeStatus, error) {
 	fields := strings.Fields(status)
 	if len(fields) == 1 && (fields[0] == "Fail" || fields[0] == "Error" || fields[0] == "-") {
-		return ThinStatus{Failed: true}, nil
+		return VolumeStatus{Failed: true}, nil
 	}
 	if len(fields) == 0 {
-		return ThinStatus{}, fmt.Errorf("status of a thin volume %q: %w", status, errStatus)
+		return VolumeStatus{}, fmt.Errorf("status of a thin volume %q: %w", status, errStatus)
 	}
 	sectors, err := strconv.ParseInt(fields[0], 10, 64)
 	if err != nil || sectors < 0 || sectors > 1<<54 {
-		return ThinStatus{}, fmt.Errorf("status of a thin volume %q: %w", status, errStatus)
+		return VolumeStatus{}, fmt.Errorf("status of a thin volume %q: %w", status, errStatus)
 	}
-	return ThinStatus{MappedBytes: sectors * dm.SectorBytes}, nil
+	return VolumeStatus{MappedBytes: sectors * dm.SectorBytes}, nil
 }
 
 // PoolTable is the table line of a thin-pool target.
@@ -200,24 +200,24 @@ func (t PoolTable) String() string {
 	return strings.Join(append([]string{s}, features...), " ")
 }
 
-// ThinTable is the table line of a thin target.
-type ThinTable struct {
+// VolumeTable is the table line of a thin target.
+type VolumeTable struct {
 	Pool           string // device, as a path or MAJOR:MINOR
 	ID             uint32 // 24 bits
 	ExternalOrigin string // device; empty if there is none
 }
 
-// ParseThinTable reads the parameters of a thin target.
-func ParseThinTable(params string) (ThinTable, error) {
+// ParseVolumeTable reads the parameters of a thin target.
+func ParseVolumeTable(params string) (VolumeTable, error) {
 	fields := strings.Fields(params)
 	if len(fields) != 2 && len(fields) != 3 {
-		return ThinTable{}, fmt.Errorf("table of a thin volume %q: %w", params, errStatus)
+		return VolumeTable{}, fmt.Errorf("table of a thin volume %q: %w", params, errStatus)
 	}
 	id, err := strconv.ParseUint(fields[1], 10, 24)
 	if err != nil {
-		return ThinTable{}, fmt.Errorf("table of a thin volume %q: %w", params, errStatus)
+		return VolumeTable{}, fmt.Errorf("table of a thin volume %q: %w", params, errStatus)
 	}
-	t := ThinTable{Pool: fields[0], ID: uint32(id)}
+	t := VolumeTable{Pool: fields[0], ID: uint32(id)}
 	if len(fields) == 3 {
 		t.ExternalOrigin = fields[2]
 	}
@@ -225,6 +225,6 @@ func ParseThinTable(params string) (ThinTable, error) {
 }
 
 // String is the parameters of the target.
-func (t ThinTable) String() string {
+func (t VolumeTable) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%s %d %s", t.Pool, t.ID, t.ExternalOrigin))
 }

@@ -38,18 +38,18 @@ func TestParseTargetStatusRefuses(t *testing.T) {
 	}
 }
 
-func TestParseThinStatus(t *testing.T) {
-	for text, want := range map[string]ThinStatus{
+func TestParseVolumeStatus(t *testing.T) {
+	for text, want := range map[string]VolumeStatus{
 		"0 -":      {},
 		"256 2047": {MappedBytes: 131072},
 		"Fail":     {Failed: true},
 	} {
-		if got, err := ParseThinStatus(text); err != nil || got != want {
+		if got, err := ParseVolumeStatus(text); err != nil || got != want {
 			t.Errorf("%q: %+v, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{"", "x 1", "-5 1"} {
-		if got, err := ParseThinStatus(text); !errors.Is(err, errStatus) {
+		if got, err := ParseVolumeStatus(text); !errors.Is(err, errStatus) {
 			t.Errorf("%q: %+v, %v", text, got, err)
 		}
 	}
@@ -65,8 +65,8 @@ func TestTablesReadWhatTheyWrite(t *testing.T) {
 			t.Errorf("%s: %+v, %v", want, got, err)
 		}
 	}
-	for _, want := range []ThinTable{{Pool: "254:2", ID: 0}, {Pool: "/dev/mapper/p", ID: 1<<24 - 1, ExternalOrigin: "7:0"}} {
-		if got, err := ParseThinTable(want.String()); err != nil || got != want {
+	for _, want := range []VolumeTable{{Pool: "254:2", ID: 0}, {Pool: "/dev/mapper/p", ID: 1<<24 - 1, ExternalOrigin: "7:0"}} {
+		if got, err := ParseVolumeTable(want.String()); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", want, got, err)
 		}
 	}
@@ -76,7 +76,7 @@ func TestTablesReadWhatTheyWrite(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "p", "p 16777216", "p -1", "p 1 2 3"} {
-		if got, err := ParseThinTable(text); !errors.Is(err, errStatus) {
+		if got, err := ParseVolumeTable(text); !errors.Is(err, errStatus) {
 			t.Errorf("thin %q: %+v, %v", text, got, err)
 		}
 	}
@@ -95,12 +95,12 @@ func FuzzTarget(f *testing.F) {
 				t.Errorf("%q: %+v, then %+v, %v", s, got, again, err)
 			}
 		}
-		if got, err := ParseThinTable(s); err == nil {
-			if again, err := ParseThinTable(got.String()); err != nil || again != got {
+		if got, err := ParseVolumeTable(s); err == nil {
+			if again, err := ParseVolumeTable(got.String()); err != nil || again != got {
 				t.Errorf("%q: %+v, then %+v, %v", s, got, again, err)
 			}
 		}
-		_, _ = ParseThinStatus(s) // must not panic
+		_, _ = ParseVolumeStatus(s) // must not panic
 	})
 }
 
