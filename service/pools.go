@@ -18,13 +18,9 @@ type guarded struct {
 	leavesRest bool // what is unmapped must not be relied on to read as zeros
 }
 
-// guard is the taker for a clone with regions of that size. With discards the pools of
-// the giver have to be in order as well.
+// guard is the taker for a clone with regions of that size.
 func (m *meter) guard(regionBytes int64, discards bool) guarded {
-	g := guarded{end: m.taker, pools: m.takes.pools()}
-	if discards {
-		g.pools = append(g.pools, m.gives.pools()...)
-	}
+	g := guarded{end: m.taker, pools: m.mustKeep(discards)}
 	if d, ok := m.taker.device.(interface{ LeavesRests(alignBytes int64) bool }); ok {
 		g.leavesRest = d.LeavesRests(regionBytes)
 	}
@@ -46,6 +42,30 @@ func (g guarded) NextData(off int64) (start, end int64, err error) {
 		return off, g.Bytes(), nil
 	}
 	return g.end.NextData(off)
+}
+
+// explain adds to the error that ended a run what is wrong with a pool, which may be
+// the reason for it: all that a write says is that it failed.
+func (m *meter) explain(err error, discards bool) error {
+	var trouble *poolError
+	if errors.As(err, &trouble) {
+		return err
+	}
+	for _, p := range m.mustKeep(discards) {
+		if checked := p.check(); errors.As(checked, &trouble) {
+			return errors.Join(err, checked)
+		}
+	}
+	return err
+}
+
+// mustKeep are the pools that have to keep what they were sent: with discards those of
+// the giver as well.
+func (m *meter) mustKeep(discards bool) []*thinStore {
+	if !discards {
+		return m.takes.pools()
+	}
+	return append(m.takes.pools(), m.gives.pools()...)
 }
 
 // checkPools refuses pools that must not be written to: those of the destination, and

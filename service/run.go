@@ -227,7 +227,7 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 		err = errors.Join(err, badErr)
 	}
 	if err != nil {
-		return m.stopped(ctx, err)
+		return m.stopped(ctx, r.meter.explain(err, discard))
 	}
 	r.tell(HydratedAll, nil)
 	return nil

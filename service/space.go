@@ -55,8 +55,8 @@ const (
 	// come back: they do with the commit of its own journal, of ext4 within 5 s if
 	// nobody asks for it.
 	filePatience = 10 * time.Second
-	// poolPatience is how long a pool that others fill is given to grow. It is as long
-	// as the kernel itself keeps writes waiting for that.
+	// poolPatience is how long a pool that others fill is given to grow, where the
+	// kernel does not say how long it keeps writes waiting for that itself.
 	poolPatience = time.Minute
 	filePoll     = 100 * time.Millisecond
 	// poolPoll is how often a pool is looked at that has no event: growth is one only

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -253,7 +254,7 @@ func (p *thinStore) hint(missingBytes int64) string {
 func shortage(s supply) hydrate.Shortage {
 	patience := filePatience
 	if s.kind == thinPoolStore {
-		patience = poolPatience
+		patience = cmp.Or(thin.NoSpaceTimeout(), poolPatience)
 	}
 	return hydrate.Shortage{What: s.isShort, Patience: patience}
 }
