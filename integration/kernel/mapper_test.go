@@ -193,6 +193,7 @@ func TestFault36MigrateIntoFullMapperPool(t *testing.T) {
 		refused 4 thinctl show a/vol
 
 		blkdiscard /dev/mapper/a-other
+		echo 1 >/sys/module/dm_thin_pool/parameters/no_space_timeout
 		migrate /mnt/image a/vol --discard-src --bwlimit 10M --commit-bytes 4M --progress none 2>"$TMPDIR/stopped" &
 		mover=$!
 		until thinctl show a/vol --json 2>/dev/null | grep -q '"mapped_bytes": [1-9][0-9]\{6\}'; do sleep 0.2; done

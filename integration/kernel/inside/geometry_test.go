@@ -63,19 +63,30 @@ func (s *site) newLoopDevice(size, blockBytes int64) *device {
 }
 
 // fault 44, fault 10: blocks of the pool that others have used before are given out
-// as they are. Holes and zeros of the source read as zeros all the same.
+// as they are. Holes and zeros of the source read as zeros all the same, and so does
+// what a larger volume has beyond it. Blocks are written in part where the image ends,
+// and where they are no power of two in each region.
 func TestKernelFault44BlocksAreNotZeroed(t *testing.T) {
-	for name, features := range map[string]string{"as they were": "skip_block_zeroing", "zeroed": ""} {
+	for name, test := range map[string]struct {
+		features   string
+		blockBytes int64
+		regionSize string
+	}{
+		"as they were":         {"skip_block_zeroing", mib, "1MiB"},
+		"as they were, uneven": {"skip_block_zeroing", 192 * kib, "256KiB"},
+		"zeroed":               {"", mib, "1MiB"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
 			made := newImage(5*mib+5*512, 44, mixture{data: 30, holes: 35})
 			s.write(made, s.path("image"))
 			data := s.slice(32 * mib)
 			s.write(image{bytes: bytes.Repeat([]byte("somebody else's secret! "), 32<<20/24)}, data.path())
-			p := s.newPool(poolOptions{data: data, blockBytes: mib, features: features})
-			v := p.newVolume(1, 6*mib)
-			s.move(0, s.path("image"), v.path(), "--discard-src", "--region-size=64KiB", "--commit-bytes=1MiB")
+			p := s.newPool(poolOptions{data: data, blockBytes: test.blockBytes, features: test.features})
+			v := p.newVolume(1, 8*mib)
+			s.move(0, s.path("image"), v.path(), "--discard-src", "--region-size="+test.regionSize, "--commit-bytes=1MiB")
 			s.wantWhole(v.path(), made)
+			s.wantZeros(v.path(), made.size(), 8*mib)
 		})
 	}
 }
@@ -83,29 +94,30 @@ func TestKernelFault44BlocksAreNotZeroed(t *testing.T) {
 // fault 10: a volume that was in use before.
 func TestKernelFault10UsedVolume(t *testing.T) {
 	s := newSite(t)
-	made := newImage(5*mib, 10, mixture{data: 30, holes: 35})
+	made := newImage(5*mib+5*512, 10, mixture{data: 30, holes: 35})
 	s.write(made, s.path("image"))
 	p := s.newPool(poolOptions{blockBytes: mib})
-	v := p.newVolume(1, 6*mib)
-	s.write(image{bytes: bytes.Repeat([]byte("what was here before... "), 6<<20/24)}, v.path())
-	flags := []string{"--discard-src", "--region-size=64KiB"}
+	v := p.newVolume(1, 8*mib)
+	s.write(image{bytes: bytes.Repeat([]byte("what was here before... "), 8<<20/24)}, v.path())
+	flags := []string{"--discard-src", "--region-size=1MiB"}
 	s.want(4, s.startMove(s.path("image"), v.path(), flags...).wait())
 	s.wantWhole(s.path("image"), made)
 	s.move(0, s.path("image"), v.path(), append(flags, "--overwrite")...)
 	s.wantWhole(v.path(), made)
+	s.wantZeros(v.path(), made.size(), 8*mib)
 }
 
 // fault 45: pools that pass discards on to the disk, that keep them, and that ignore
-// them. A source in the last cannot be freed; the program says so, and copies.
+// them. A source in the last cannot be freed; that is refused beforehand.
 func TestKernelFault45Discards(t *testing.T) {
 	for name, test := range map[string]struct {
 		features string
 		passed   bool
-		code     int
+		ignored  bool
 	}{
-		"passed down": {"", true, 0},
-		"kept":        {"no_discard_passdown", false, 0},
-		"ignored":     {"ignore_discard", false, 3},
+		"passed down": {"", true, false},
+		"kept":        {"no_discard_passdown", false, false},
+		"ignored":     {"ignore_discard", false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
@@ -118,13 +130,18 @@ func TestKernelFault45Discards(t *testing.T) {
 				t.Fatalf("status %+v", before)
 			}
 			flags := []string{"--region-size=64KiB", "--commit-bytes=1MiB"}
-			o := s.move(test.code, from.path(), to.path(), append(flags, "--discard-src")...)
-			if test.code != 0 {
-				s.wantReason(o, "cannot be freed")
-				s.wantNothingLost(o.last().ID, made, from.path(), to.path())
+			if test.ignored {
+				s.refused("its pool ignores discards", from.path(), to.path(), append(flags, "--discard-src")...)
+				if after := p.poolStatus(); after != before {
+					t.Errorf("the pool is %+v, and was %+v before the refusal", after, before)
+				}
+				s.wantWhole(from.path(), made)
 				s.move(0, from.path(), to.path(), flags...)
-			} else if after := p.poolStatus(); after.dataUsedBlocks != before.dataUsedBlocks {
-				t.Errorf("%d blocks used, %d before: the source was not freed", after.dataUsedBlocks, before.dataUsedBlocks)
+			} else {
+				s.move(0, from.path(), to.path(), append(flags, "--discard-src")...)
+				if after := p.poolStatus(); after.dataUsedBlocks != before.dataUsedBlocks {
+					t.Errorf("%d blocks used, %d before: the source was not freed", after.dataUsedBlocks, before.dataUsedBlocks)
+				}
 			}
 			s.wantWhole(to.path(), made)
 			p.check()

@@ -113,16 +113,19 @@ func TestGroupFromFault45PoolThatIgnoresDiscards(t *testing.T) {
 // fault 63: a run that was killed goes on where it was, also under the other name of
 // the same volume.
 func TestGroupFromFault63ResumeAfterKill(t *testing.T) {
-	for name, flags := range map[string][]string{
-		"plain":      {"-c", "64k"},
-		"no zeroing": {"-c", "1m", "--zero", "n", "--discards", "nopassdown"},
+	for name, test := range map[string]struct {
+		chunkBytes int64
+		flags      []string
+	}{
+		"plain":      {64 * kib, nil},
+		"no zeroing": {mib, []string{"--zero", "n", "--discards", "nopassdown"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
-			g := s.newVolumeGroupWithPool("vg", flags...)
+			g := s.newVolumeGroupWithPool("vg", append(test.flags, "-c", sizeFlag(test.chunkBytes))...)
 			g.soil("pool")
 			made, path := s.newImageFile("image", oddBytes, 13)
-			id := s.startSlowMove(path, "vg/vm", "--discard-src").kill().ID
+			id := s.startSlowMove(path, "vg/vm", test.chunkBytes).kill().ID
 			s.wantNothingLost(id, made, path, g.path("vm"))
 			s.refused("is being migrated to vg/vm", path, "vg/other", "--discard-src")
 			o := s.move(0, path, g.path("vm"), "--discard-src")
@@ -147,7 +150,7 @@ func TestGroupFromReverse(t *testing.T) {
 			s := newSite(t)
 			g := s.newVolumeGroupWithPool("vg", flags...)
 			made, path := s.newImageFile("image", oddBytes, 14)
-			id := s.startSlowMove(path, "vg/vm", "--discard-src").kill().ID
+			id := s.startSlowMove(path, "vg/vm", 64*kib).kill().ID
 			g.wantField("vm", "lv_tags", "")
 			s.run("migrate", "reverse", id)
 			s.wantWhole(path, made)

@@ -151,10 +151,10 @@ func (s *site) newImageFile(name string, size int64, seed uint64) (image, string
 
 // startSlowMove starts a move that is far from its end when it has committed some
 // transactions.
-func (s *site) startSlowMove(source, destination string, flags ...string) *running {
+func (s *site) startSlowMove(source, destination string, regionBytes int64) *running {
 	s.Helper()
-	r := s.startMove(source, destination, append(flags, "--bwlimit=1MiB", "--commit-bytes=256KiB", "--region-size=64KiB", "--commit-period=100ms")...)
-	r.awaitCommitted(3)
+	r := s.startMove(source, destination, "--discard-src", "--bwlimit=1MiB", "--commit-bytes=256KiB", "--commit-period=100ms", "--region-size="+itoa(regionBytes))
+	r.awaitCommitted(2)
 	return r
 }
 

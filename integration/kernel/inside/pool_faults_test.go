@@ -88,101 +88,146 @@ func TestKernelFault38PoolMetadataFails(t *testing.T) {
 	}
 }
 
-// fault 38: no metadata blocks are left.
+// held is a migration that stands still halfway: the reads of the second half of its
+// source are held back. What is held was admitted, and finds a pool in which others
+// have been at work meanwhile.
+type held struct {
+	*running
+	made  image
+	below *device // what the source leads to
+	from  *device
+	to    *device
+}
+
+// hold starts a migration into a new volume of the pool.
+func (p *pool) hold(seed uint64) *held {
+	s := p.s
+	s.Helper()
+	h := &held{made: newImage(faultImageBytes, seed, solid), below: s.slice(faultImageBytes), to: p.newVolume(1, faultImageBytes)}
+	s.write(h.made, h.below.path())
+	h.from = s.newDevice(h.below.with(faultAt, faultAt, h.below.heldReads())...)
+	h.running = s.startMove(h.from.path(), h.to.path(), faultFlags...)
+	h.await("the first half", func(e event) bool { return e.Event == "committed" && e.BytesCommitted >= faultAt })
+	return h
+}
+
+// release lets the migration go on.
+func (h *held) release() { h.from.exchange(h.below.whole(h.below.linear())...) }
+
+// finish expects that every byte is whole on one side, spoils what the destination
+// is not known to hold, and expects the same command to end well.
+func (h *held) finish(id string) {
+	s := h.s
+	s.Helper()
+	s.wantNothingLost(id, h.made, h.from.path(), h.to.path())
+	s.scribble(id, h.to.path())
+	s.move(0, h.from.path(), h.to.path(), faultFlags...)
+	s.wantWhole(h.to.path(), h.made)
+}
+
+// fault 38: others take the last metadata blocks while a migration is at work.
 func TestKernelFault38PoolMetadataFull(t *testing.T) {
 	s := newSite(t)
-	made := newImage(faultImageBytes, 39, mixed)
-	s.write(made, s.path("image"))
 	below := s.slice(4 * mib)
 	metadata := s.newDevice(below.linear()(0, 256*kib))
 	p := s.newPool(poolOptions{metadata: metadata})
-	v := p.newVolume(1, 16*mib)
-	others := 0
-	for { // each takes a block
-		if _, err := s.dm.Message(p.name, 0, fmt.Sprintf("create_thin %d", 100+others)); err != nil {
+	h := p.hold(39)
+	for id := 100; ; id++ { // each takes a block
+		if _, err := s.dm.Message(p.name, 0, fmt.Sprintf("create_thin %d", id)); err != nil {
 			break
 		}
-		others++
 	}
-	o := s.startMove(s.path("image"), v.path(), faultFlags...).wait()
-	s.want(3, o)
+	h.release()
+	o := s.want(3, h.wait())
+	s.wantReason(o, "pool "+p.name+" must not be written to")
 	if st := p.poolStatus(); st.mode == "rw" {
 		t.Fatalf("the pool has not noticed: %+v, after %v", st, o)
 	}
+	s.wantText(s.move(4, h.from.path(), h.to.path(), faultFlags...), "pool "+p.name, "thin_check", "enlarge")
 	p.reopen(func() {
 		s.do("thin_check", "--clear-needs-check-flag", metadata.path())
 		metadata.exchange(below.whole(below.linear())...)
 	})
-	s.wantNothingLost(o.last().ID, made, s.path("image"), v.path())
-	s.move(0, s.path("image"), v.path(), faultFlags...)
-	s.wantWhole(v.path(), made)
-	s.wantEmptied(s.path("image"))
+	h.finish(o.last().ID)
 	p.check()
 }
 
-// smallPool has room for part of the image only. grow gives it more.
-func smallPool(s *site, features string) (p *pool, grow func()) {
-	const smallBytes = 3 * mib
+// tightPool has room for an image and little else. grow gives it more.
+func tightPool(s *site, features string) (p *pool, grow func()) {
+	s.Helper()
+	const tightBytes = faultImageBytes + 4*mib
 	below := s.slice(32 * mib)
-	p = s.newPool(poolOptions{data: s.newDevice(below.linear()(0, smallBytes)), features: features})
+	p = s.newPool(poolOptions{data: s.newDevice(below.linear()(0, tightBytes)), features: features})
 	return p, func() {
 		p.data.exchange(below.whole(below.linear())...)
 		p.data.bytes = below.bytes
-		p.s.must(p.s.dm.Load(p.name, []target{p.table()}))
-		p.s.must(p.s.dm.ResumeNoFlush(p.name))
+		s.must(s.dm.Load(p.name, []target{p.table()}))
+		s.must(s.dm.ResumeNoFlush(p.name))
 	}
 }
 
-// fault 36: the pool runs out of data blocks and says so at the write.
-func TestKernelFault36PoolFull(t *testing.T) {
-	var grow func()
-	m := newMoving(t, 36, func(s *site) *device {
-		p, more := smallPool(s, "error_if_no_space")
-		grow = more
-		return p.newVolume(1, 16*mib)
-	})
-	o := m.want(3, m.start().wait())
-	m.wantReason(o, "out of space")
-	m.wantNothingLost(o.last().ID, m.made, m.source, m.to.path())
-	m.want(3, m.start().wait())
-	grow()
-	m.finish(o.last().ID)
+// fill gives all free blocks of the pool to another volume.
+func (p *pool) fill() {
+	p.s.Helper()
+	st := p.poolStatus()
+	other := p.newVolume(2, p.data.bytes)
+	p.s.do("dd", "if=/dev/zero", "of="+other.path(), "bs="+itoa(p.blockBytes), "count="+itoa(st.dataBlocks-st.dataUsedBlocks), "oflag=direct", "status=none")
 }
 
-// fault 35: the pool runs out of data blocks and lets writers wait. Once it has more,
-// they go on, and so does the migration.
-func TestKernelFault35PoolGrowsWhileWritersWait(t *testing.T) {
-	s := newSite(t)
-	made := newImage(faultImageBytes, 35, mixed)
-	s.write(made, s.path("image"))
-	p, grow := smallPool(s, "")
-	v := p.newVolume(1, 16*mib)
-	r := s.startMove(s.path("image"), v.path(), faultFlags...)
-	p.awaitMode("out_of_data_space")
-	grow()
-	s.want(0, r.wait())
-	s.wantWhole(v.path(), made)
-	s.wantEmptied(s.path("image"))
-	p.check()
+// fault 35, fault 36: others take the last data blocks while a migration is at work,
+// and nobody gives the pool more. It fails the writes at once or after a while, and
+// then the migration gives up as well, and is refused until there is room.
+func TestKernelFault36PoolStaysFull(t *testing.T) {
+	for name, features := range map[string]string{
+		"fault 36: the pool says so": "error_if_no_space", "fault 35: writers wait": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.setNoSpaceTimeout("1")
+			p, grow := tightPool(s, features)
+			h := p.hold(36)
+			p.fill()
+			h.release()
+			o := s.want(3, h.wait())
+			s.wantReason(o, "out of space")
+			s.wantNothingLost(o.last().ID, h.made, h.from.path(), h.to.path())
+			s.wantText(s.move(4, h.from.path(), h.to.path(), faultFlags...), "does not fit", "pool "+p.name)
+			grow()
+			h.finish(o.last().ID)
+		})
+	}
 }
 
-// fault 35: nobody gives the pool more blocks. It fails the writes after a while.
-func TestKernelFault35PoolStaysFull(t *testing.T) {
+// fault 35, fault 36: the pool grows in time. Writers that wait go on, those that
+// were sent away come back, and the migration ends well.
+func TestKernelFault35PoolGrows(t *testing.T) {
+	for name, features := range map[string]string{
+		"fault 36: the pool says so": "error_if_no_space", "fault 35: writers wait": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			p, grow := tightPool(s, features)
+			h := p.hold(35)
+			p.fill()
+			h.release()
+			p.awaitMode("out_of_data_space")
+			grow()
+			s.want(0, h.wait())
+			s.wantWhole(h.to.path(), h.made)
+			p.check()
+		})
+	}
+}
+
+// setNoSpaceTimeout sets for how many seconds pools without space keep writers
+// waiting.
+func (s *site) setNoSpaceTimeout(seconds string) {
+	s.Helper()
 	const parameter = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
-	var grow func()
-	m := newMoving(t, 34, func(s *site) *device {
-		before, err := os.ReadFile(parameter)
-		s.must(err)
-		s.must(os.WriteFile(parameter, []byte("1"), 0))
-		s.Cleanup(func() { s.must(os.WriteFile(parameter, before, 0)) })
-		p, more := smallPool(s, "")
-		grow = more
-		return p.newVolume(1, 16*mib)
-	})
-	o := m.want(3, m.start().wait())
-	m.wantReason(o, "out of space")
-	grow()
-	m.finish(o.last().ID)
+	before, err := os.ReadFile(parameter)
+	s.must(err)
+	s.must(os.WriteFile(parameter, []byte(seconds), 0))
+	s.Cleanup(func() { s.must(os.WriteFile(parameter, before, 0)) })
 }
 
 // awaitMode waits until the pool is in a mode.

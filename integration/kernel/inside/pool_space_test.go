@@ -33,11 +33,11 @@ func (s *site) sumOf(path string, size int64) uint64 {
 	s.Helper()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	s.must(err)
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	const pieceBytes = 4 * mib
 	piece, err := unix.Mmap(-1, 0, int(pieceBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	s.must(err)
-	defer unix.Munmap(piece) //nolint:errcheck // memory of this process
+	defer unix.Munmap(piece)
 	sum := fnv.New64a()
 	for off := int64(0); off < size; {
 		n, err := f.ReadAt(piece, off)

@@ -4,7 +4,9 @@ package inside
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -82,11 +84,14 @@ func TestKernelSpaceOfAFileAboveAPool(t *testing.T) {
 	s := newSite(t)
 	p := s.newPool(poolOptions{data: s.slice(64 * mib)})
 	f := s.newFilesystem("ext4", p.newVolume(1, 256*mib))
-	from := s.newFilesystem("ext4", s.slice(128*mib))
+	from := s.newFilesystem("ext4", s.slice(160*mib))
 	made := newImage(80*mib, 3, solid)
 	s.write(made, from.path("image"))
 	o := s.move(4, from.path("image"), f.path("moved"), "--discard-src")
 	s.wantText(o, "does not fit", "pool "+p.name, "thinctl pool grow")
+	if _, err := os.Stat(f.path("moved")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the refusal left a destination: %v", err)
+	}
 	small := newImage(24*mib, 4, solid)
 	s.write(small, from.path("small"))
 	s.move(0, from.path("small"), f.path("moved"), "--discard-src")
@@ -221,10 +226,10 @@ func (s *site) exhaust(path string) error {
 	s.Helper()
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_DIRECT, 0)
 	s.must(err)
-	defer unix.Close(fd) //nolint:errcheck // what was written does not matter
+	defer unix.Close(fd)
 	piece, err := unix.Mmap(-1, 0, int(mib), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	s.must(err)
-	defer unix.Munmap(piece) //nolint:errcheck // memory of this process
+	defer unix.Munmap(piece)
 	for off := int64(0); off < 64*mib; off += mib {
 		if _, err := unix.Pwrite(fd, piece, off); err != nil {
 			return err
