@@ -79,13 +79,14 @@ func Build(t testing.TB, packageDir string) string {
 type result struct {
 	name     string // without the parent's
 	action   string // its last: pass, fail, skip; anything else did not end
+	seconds  float64
 	output   strings.Builder
 	children []*result
 }
 
 // parseResults reads what a test program printed, as a tree. The root has no name.
 func parseResults(output string) (*result, error) {
-	cmd := exec.Command("go", "tool", "test2json")
+	cmd := exec.Command("go", "tool", "test2json", "-t") // else it does not tell how long they took
 	cmd.Stdin = strings.NewReader(output)
 	var messages bytes.Buffer
 	cmd.Stderr = &messages
@@ -96,7 +97,10 @@ func parseResults(output string) (*result, error) {
 	root := &result{}
 	known := map[string]*result{"": root}
 	for dec := json.NewDecoder(bytes.NewReader(events)); ; {
-		var e struct{ Action, Test, Output string }
+		var e struct {
+			Action, Test, Output string
+			Elapsed              float64 // seconds
+		}
 		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
 			return root, nil
 		} else if err != nil {
@@ -109,6 +113,7 @@ func parseResults(output string) (*result, error) {
 			parent.children = append(parent.children, r)
 			known[e.Test] = r
 		}
+		r.seconds = max(r.seconds, e.Elapsed)
 		r.add(e.Action, e.Output)
 	}
 }
@@ -142,6 +147,9 @@ func (r *result) replay(t *testing.T) {
 	t.Run(r.name, func(t *testing.T) {
 		for _, child := range r.children {
 			child.replay(t)
+		}
+		if r.seconds > 0 {
+			t.Logf("%.1f s inside", r.seconds)
 		}
 		if r.output.Len() > 0 {
 			t.Logf("inside:\n%s", r.output.String())
