@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -210,12 +211,13 @@ func (s *site) want(code int, o outcome) outcome {
 	return o
 }
 
-// wantReason fails the test unless the last event gives a reason with these words
-// in it.
-func (s *site) wantReason(o outcome, words string) {
+// wantReason fails the test unless the last event gives a reason with one of these
+// words in it.
+func (s *site) wantReason(o outcome, words ...string) {
 	s.Helper()
-	if reason := o.last().Reason; !strings.Contains(reason, words) || o.last().Hint == "" {
-		s.Errorf("reason %q (hint %q), want %q", reason, o.last().Hint, words)
+	reason := o.last().Reason
+	if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(reason, w) }) || o.last().Hint == "" {
+		s.Errorf("reason %q (hint %q), want one of %q", reason, o.last().Hint, words)
 	}
 }
 
