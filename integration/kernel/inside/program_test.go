@@ -30,6 +30,7 @@ type event struct {
 	Event          string `json:"event"`
 	ID             string `json:"id"`
 	BytesTotal     int64  `json:"bytes_total"`
+	BytesData      int64  `json:"bytes_data"`
 	BytesCopied    int64  `json:"bytes_copied"`
 	BytesCommitted int64  `json:"bytes_committed"`
 	BytesDiscarded int64  `json:"bytes_discarded"`

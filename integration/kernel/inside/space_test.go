@@ -16,37 +16,6 @@ import (
 	"decant/dm"
 )
 
-// The flagship: an image of 580 MiB on a file system on a thin volume, moved into
-// another volume of the same pool, which has 700 MiB.
-func TestKernelSpaceWithinAPool(t *testing.T) {
-	for name, options := range map[string][]string{"mounted with discard": {"discard"}, "mounted without discard": nil} {
-		t.Run(name, func(t *testing.T) {
-			s := newSite(t)
-			g := s.newGroup(740 * mib)
-			g.thinPool("pool", 700*mib)
-			f := s.newFilesystem("ext4", g.thinDevice("pool", "source", 680*mib), options...)
-			const size = 580 * mib
-			sum := s.stream(f.path("image"), size, 1)
-			destination := g.thinVolume("pool", "destination", size)
-
-			w := s.watch(g.poolDevice("pool"))
-			o := s.move(0, f.path("image"), destination, "--discard-src", "--commit-bytes=16MiB")
-			rise := s.rise(w) * 64 * kib
-			t.Logf("the pool rose by %d KiB, peak_extra_bytes are %d KiB", rise>>10, o.last().PeakExtraBytes>>10)
-			if rise > 64*mib {
-				t.Errorf("the pool rose by %d bytes", rise)
-			}
-			if peak := o.last().PeakExtraBytes; peak > 64*mib || peak < rise/2 {
-				t.Errorf("peak_extra_bytes are %d, the pool rose by %d", peak, rise)
-			}
-			if got := s.sumOf(destination, size); got != sum {
-				t.Error("the destination is not what the source was")
-			}
-			s.wantEmptied(f.path("image"))
-		})
-	}
-}
-
 // From one volume to another of the same pool, without a file system between.
 func TestKernelSpaceBetweenVolumes(t *testing.T) {
 	s := newSite(t)
