@@ -42,7 +42,9 @@ func (c *Clone) Check() error {
 		return fmt.Errorf("%w: %d regions claimed, %d in a state", ErrCheck, r.claimed.Count(), union.Count())
 	case r.sealed.regions.Count() > 0:
 		return fmt.Errorf("%w: %d regions are sealed outside a commit", ErrCheck, r.sealed.regions.Count())
-	case !contains(r.hydrated, r.discarded), !contains(r.hydrated, r.ready):
+	case r.doubt.Count() > 0 && overlap(r.doubt, r.ready):
+		return fmt.Errorf("%w: a region is to be discarded that nobody has rechecked", ErrCheck)
+	case !contains(r.hydrated, r.discarded), !contains(r.hydrated, r.ready), !contains(r.hydrated, r.doubt):
 		return fmt.Errorf("%w: a region is to be discarded, or is discarded, that is not hydrated", ErrCheck)
 	}
 	return c.checkJournal(state)
@@ -55,7 +57,9 @@ func (c *Clone) checkJournal(state journal.State) error {
 	if !contains(state.Hydrated, r.hydrated) {
 		return fmt.Errorf("%w: a region counts as hydrated that the journal does not have", ErrCheck)
 	}
-	if c.Mode() == ReadWrite && (!state.Hydrated.Equal(r.hydrated) || state.Tx != r.tx) {
+	known := r.hydrated.Clone()
+	known.Union(r.again)
+	if c.Mode() == ReadWrite && (!state.Hydrated.Equal(known) || state.Tx != r.tx) {
 		return fmt.Errorf("%w: journal at transaction %d with %d regions hydrated, clone at %d with %d",
 			ErrCheck, state.Tx, state.Hydrated.Count(), r.tx, r.hydrated.Count())
 	}
@@ -71,6 +75,17 @@ func checkState(s journal.State, g region.Geometry) error {
 		return fmt.Errorf("%w: the journal has regions discarded that are not hydrated", ErrCheck)
 	}
 	return nil
+}
+
+func overlap(a, b *region.Set) bool {
+	for run := range b.Ranges() {
+		for nr := run.First; nr < run.End(); nr++ {
+			if a.Has(nr) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func contains(outer, inner *region.Set) bool {

@@ -55,18 +55,21 @@ type Config struct {
 type Clone struct {
 	Config
 	regions *regions
-	mode    atomic.Uint32
-	commit  sync.Mutex   // one commit at a time
-	discard sync.Mutex   // one discard at a time, so that marks only grow
-	record  sync.Mutex   // one write to the journal at a time; taken last
-	marked  journal.TxID // highest mark asked for by this Clone; under discard
-	buffers buffers
+
+	direction journal.Direction
+	mode      atomic.Uint32
+	commit    sync.Mutex   // one commit at a time
+	discard   sync.Mutex   // one discard at a time, so that marks only grow
+	record    sync.Mutex   // one write to the journal at a time; taken last
+	marked    journal.TxID // highest mark asked for by this Clone; under discard
+	buffers   buffers
 
 	extent sourceExtent
 }
 
 // Open makes a clone of what the journal knows. It is also the recovery: whatever
-// was Hydrating or Dirty in a process that is gone is Unhydrated here.
+// was Hydrating or Dirty in a process that is gone is Unhydrated here. What such a
+// process has committed, and not noted as discarded, is not discarded before Recheck.
 func Open(cfg Config) (*Clone, error) {
 	if n := cfg.Geometry.DeviceBytes(); cfg.Source.Bytes() != n || cfg.Destination.Bytes() < n {
 		return nil, fmt.Errorf("%w: source of %d bytes, destination of %d, journal for %d",
@@ -82,6 +85,8 @@ func Open(cfg Config) (*Clone, error) {
 	if err := checkState(state, cfg.Geometry); err != nil {
 		return nil, err
 	}
+	doubt := state.Hydrated.Clone()
+	doubt.Subtract(state.Discarded)
 	if cfg.RepeatDiscards {
 		state.Discarded = region.NewSet()
 	}
@@ -89,7 +94,9 @@ func Open(cfg Config) (*Clone, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Clone{Config: cfg, regions: newRegions(state, clean), buffers: buffers{bytes: cfg.BufferBytes}}, nil
+	c := &Clone{Config: cfg, direction: state.Direction, regions: newRegions(state, clean), buffers: buffers{bytes: cfg.BufferBytes}}
+	c.regions.beginDoubt(doubt)
+	return c, nil
 }
 
 // cleanRegions are the regions that lie in holes of the destination.

@@ -23,6 +23,8 @@
 //	Hydrated   → handed out    regions.takeCommitted  one discard, and only one, is on its way
 //	handed out → Discarded     regions.noteDiscarded  the source may hold anything
 //	handed out → Hydrated      regions.giveBack     as before takeCommitted
+//	Hydrated → Unhydrated      regions.distrust     after Open only: the destination has lost
+//	                                                the region, the source was seen to hold it
 //
 // # Invariants
 //
@@ -51,6 +53,17 @@
 // Check tests what of this can be tested from outside; package clonetest tests the
 // rest by cutting the power at every step, and clone/model is the same protocol as
 // a model that is searched exhaustively.
+//
+// # After a crash or a repair
+//
+// A thin pool whose metadata had to be repaired may lose what it had flushed once. So
+// what a process finds committed, and not noted as discarded, is not believed: Recheck
+// reads it back, by the checksums of the journal, before its source is discarded. That
+// is about two transactions at most where sources are discarded. What the destination
+// has lost is copied again if the source is proven to hold it, also by its checksum;
+// the journal goes on to count it as hydrated until it is committed once more, and a
+// crash in between leads to another Recheck. What neither end holds ends all discards.
+// What is noted as discarded has only one copy, and nothing to fall back to.
 //
 // # What is assumed of the media
 //

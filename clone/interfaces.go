@@ -2,6 +2,7 @@ package clone
 
 import (
 	"io"
+	"iter"
 
 	"decant/journal"
 	"decant/region"
@@ -58,6 +59,10 @@ type Journal interface {
 	Commit(journal.Transaction) (journal.TxID, error)
 	// MarkDiscarded notes discards; losing it repeats a discard, no more.
 	MarkDiscarded([]region.Range) error
+	// Checksums yields what was committed of the bytes of regions, ascending. A
+	// region that a transaction of this direction hydrated and that has none holds
+	// zeros only.
+	Checksums(d journal.Direction, within region.Range) iter.Seq2[journal.Checksum, error]
 }
 
 // Marker keeps the mark on the source (I11).

@@ -82,6 +82,14 @@ var mutants = []mutant{
 	},
 	{"a short count is success", "errors.go", "	if n == len(p) && (err == nil || errors.Is(err, io.EOF)) {", "	if err == nil || errors.Is(err, io.EOF) {", byMachine},
 	{"discards are not repeated after a crash", "clone.go", "	if cfg.RepeatDiscards {", "	if cfg.RepeatDiscards && false {", byMachine},
+	{"what an earlier process committed is not rechecked", "recheck.go", "	r.ready.Subtract(s)\n", "", "^TestFault38NothingIsHandedOutUnchecked$"},
+	{
+		"lost regions count as whole", "recheck.go", "	return sum == journal.NormalSum(found.sums[0].Sum), nil",
+		"	return true, nil", "^TestFault38LostRegionsAreCopiedAgain$",
+	},
+	{
+		"lost regions are copied again from anything", "recheck.go", "		if !whole {", "		if false && !whole {", "^TestFault38LostOnBothEnds$",
+	},
 	{"a failed copy keeps its regions", "copy.go", "			c.regions.release(run)\n			return copiedBytes, err\n", "			return copiedBytes, err\n", byMachine},
 	{"nothing is handed out again after a failed discard", "discard.go", "		c.regions.giveBack(done)\n", "", byMachine},
 }

@@ -21,6 +21,13 @@ type regions struct {
 	ready     *region.Set // of the hydrated, those whose discard nobody has taken on
 	discarded *region.Set // of the hydrated, those whose discard is noted
 
+	// doubt are the hydrated regions that an earlier process has committed and not
+	// noted as discarded. They are not ready before Recheck has seen them.
+	doubt *region.Set
+	// again are the Unhydrated regions, and those on their way from there, that the
+	// journal counts as hydrated all the same.
+	again *region.Set
+
 	// clean are the regions of which the destination is known to read zeros
 	// because nothing was ever sent to them (I10).
 	clean *region.Set
@@ -56,6 +63,8 @@ func newRegions(s journal.State, clean *region.Set) *regions {
 		hydrated:  s.Hydrated.Clone(),
 		ready:     s.Hydrated.Clone(),
 		discarded: s.Discarded.Clone(),
+		doubt:     region.NewSet(),
+		again:     region.NewSet(),
 		clean:     clean,
 		claimed:   s.Hydrated.Clone(),
 		tx:        s.Tx,
@@ -141,6 +150,7 @@ func (r *regions) publish(tx journal.TxID) {
 	defer r.mu.Unlock()
 	r.hydrated.Union(r.sealed.regions)
 	r.ready.Union(r.sealed.regions)
+	r.again.Subtract(r.sealed.regions)
 	r.committedBytes += r.sealed.copiedBytes
 	r.durableBytes += r.sealed.copiedBytes
 	r.sealed = newTransaction()

@@ -96,6 +96,13 @@ func (r *reporter) warn(message string) {
 	r.tell(Warning, func(e *Event) { e.Message = message })
 }
 
+// addData notes that more has to be copied than was known.
+func (r *reporter) addData(bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dataBytes += bytes
+}
+
 func (r *reporter) setPhase(phase string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,7 +122,7 @@ func (r *reporter) every(stop <-chan struct{}) {
 			var copied int64
 			var phase string
 			r.tell(Progress, func(e *Event) { copied, phase = e.BytesCopied, e.Phase })
-			if copied != last || phase == waitingPhase {
+			if copied != last || phase == waitingPhase || phase == verifyingPhase {
 				moved, last, r.stalled = now, copied, false
 			}
 			if now.Sub(moved) > stallAfter && !r.stalled {

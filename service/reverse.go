@@ -35,6 +35,9 @@ func (s *Service) Reverse(ctx context.Context, id string, sink Sink) error {
 }
 
 func (m *migration) reverse(ctx context.Context, sink Sink) error {
+	if err := m.checkReversible(ctx); err != nil {
+		return err
+	}
 	if _, err := m.journal.Reverse(); err != nil {
 		return m.failure(err)
 	}

@@ -205,6 +205,11 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 	var telling sync.WaitGroup
 	telling.Go(func() { r.every(stop) })
 	o := m.record.Options
+	if err := m.recheck(ctx, r, discard); err != nil {
+		close(stop)
+		telling.Wait()
+		return err
+	}
 	err := hydrate.Run(ctx, r.clone, hydrate.Options{
 		ThresholdRegions: o.ThresholdRegions,
 		BatchRegions:     o.BatchRegions,

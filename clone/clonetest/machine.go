@@ -2,6 +2,7 @@ package clonetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -102,7 +103,14 @@ func (m *Machine) Open() (*clone.Clone, error) {
 	if mark > tx {
 		return nil, fmt.Errorf("%w: I11: source marked with transaction %d, journal at %d", ErrViolation, mark, tx)
 	}
-	return clone.Open(m.Config())
+	c, err := clone.Open(m.Config())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Recheck(context.Background()); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Crash cuts the power if that has not happened and gives the machine as it is when

@@ -2,6 +2,7 @@ package clonetest
 
 import (
 	"fmt"
+	"iter"
 
 	"decant/clone"
 	"decant/journal"
@@ -140,6 +141,22 @@ func (j memoryJournal) MarkDiscarded(runs []region.Range) error {
 		return fault.errno()
 	}
 	return err
+}
+
+// Checksums is what the log says, whatever the direction.
+func (j memoryJournal) Checksums(_ journal.Direction, within region.Range) iter.Seq2[journal.Checksum, error] {
+	return func(yield func(journal.Checksum, error) bool) {
+		var sums map[region.Nr]uint64
+		if err := j.look(func() { _, sums = j.recorded() }); err != nil {
+			yield(journal.Checksum{}, err)
+			return
+		}
+		for nr := within.First; nr < within.End(); nr++ {
+			if sum, ok := sums[nr]; ok && !yield(journal.Checksum{Nr: nr, Sum: sum}, nil) {
+				return
+			}
+		}
+	}
 }
 
 // enter begins a write to the journal, which wants its writers one at a time.
