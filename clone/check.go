@@ -40,10 +40,14 @@ func (c *Clone) Check() error {
 		return fmt.Errorf("%w: a region is in two states", ErrCheck)
 	case !union.Equal(r.claimed):
 		return fmt.Errorf("%w: %d regions claimed, %d in a state", ErrCheck, r.claimed.Count(), union.Count())
-	case r.sealed.regions.Count() > 0:
+	case !r.sealed.empty():
 		return fmt.Errorf("%w: %d regions are sealed outside a commit", ErrCheck, r.sealed.regions.Count())
 	case r.doubt.Count() > 0 && overlap(r.doubt, r.ready):
 		return fmt.Errorf("%w: a region is to be discarded that nobody has rechecked", ErrCheck)
+	case !contains(r.dirty.regions, r.changed):
+		return fmt.Errorf("%w: a region that is not dirty counts as changed and not committed", ErrCheck)
+	case !contains(union, r.unsummed), !contains(union, r.dirty.unsummed):
+		return fmt.Errorf("%w: the destination does not have a region that guests write to in place", ErrCheck)
 	case !contains(r.hydrated, r.discarded), !contains(r.hydrated, r.ready), !contains(r.hydrated, r.doubt):
 		return fmt.Errorf("%w: a region is to be discarded, or is discarded, that is not hydrated", ErrCheck)
 	}

@@ -34,7 +34,7 @@ func checkable(t *testing.T) *Clone {
 			t.Fatal("nothing to claim")
 		}
 	}
-	c.regions.soil(region.Range{First: 3, Count: 1}, nil, 4096)
+	c.regions.soil(region.Range{First: 3, Count: 1}, nil, copiedBytes{total: 4096})
 	if err := c.Check(); err != nil {
 		t.Fatalf("a consistent clone: %v", err)
 	}
@@ -52,6 +52,8 @@ func TestCheckFindsInconsistencies(t *testing.T) {
 		"claimed without a state": {func(c *Clone, _ *journal.State) { c.regions.claimed.Add(one(7)) }, ErrCheck},
 		"a state without a claim": {func(c *Clone, _ *journal.State) { c.regions.claimed.Remove(one(4)) }, ErrCheck},
 		"sealed outside a commit": {func(c *Clone, _ *journal.State) { c.regions.seal() }, ErrCheck},
+		"changed, not dirty":      {func(c *Clone, _ *journal.State) { c.regions.changed.Add(one(2)) }, ErrCheck},
+		"in place, unhydrated":    {func(c *Clone, _ *journal.State) { c.regions.unsummed.Add(one(7)) }, ErrCheck},
 		"dirty to be discarded":   {func(c *Clone, _ *journal.State) { c.regions.ready.Add(one(3)) }, ErrCheck},
 		"dirty discarded":         {func(c *Clone, _ *journal.State) { c.regions.discarded.Add(one(3)) }, ErrCheck},
 		"hydrated, not journaled": {func(_ *Clone, s *journal.State) { s.Hydrated.Remove(one(2)) }, ErrCheck},

@@ -58,6 +58,8 @@ type Clone struct {
 
 	direction journal.Direction
 	mode      atomic.Uint32
+	guests    guests
+	turns     turns
 	commit    sync.Mutex   // one commit at a time
 	discard   sync.Mutex   // one discard at a time, so that marks only grow
 	record    sync.Mutex   // one write to the journal at a time; taken last
@@ -152,6 +154,16 @@ type Status struct {
 	DirtyBytes                            int64
 	CopiedBytes                           int64 // by this Clone so far, durable or not
 	CommittedBytes                        int64 // of those, what became durable
+	GuestBytes                            int64 // of the CommittedBytes, what was copied for guests' writes to parts of regions
+}
+
+// Unhydrated says whether some region of a range is Unhydrated.
+func (c *Clone) Unhydrated(within region.Range) bool {
+	r := c.regions
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, some := r.claimed.MissingRange(within.Intersect(c.Geometry.All()))
+	return some
 }
 
 // Status counts.
@@ -167,9 +179,10 @@ func (c *Clone) Status() Status {
 		Dirty:      r.dirty.regions.Count() + r.sealed.regions.Count(),
 		Hydrated:   r.hydrated.Count(),
 		Discarded:  r.discarded.Count(),
-		DirtyBytes: r.dirty.copiedBytes,
+		DirtyBytes: r.dirty.copied.total,
 
-		CopiedBytes:    r.copiedBytes,
-		CommittedBytes: r.durableBytes,
+		CopiedBytes:    r.copied,
+		CommittedBytes: r.durable.total,
+		GuestBytes:     r.durable.forGuests,
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -20,18 +21,27 @@ const (
 	zeroRunBytes = 64 << 10
 	// holeBytes bounds one hole, so that a caller can stop in between.
 	holeBytes = 1 << 30
+	// guestHoleBytes bounds it while guests use the device, who may have to wait
+	// for all of it.
+	guestHoleBytes = 64 << 20
 )
 
 // Work is a run of Unhydrated regions for one call of Hydrate or HydrateHole.
 type Work struct {
 	Range region.Range
 	Hole  bool // the source holds nothing there: it costs no copy
+	// Wanted says that a guest has read there, or just before, so that it comes
+	// ahead of its turn. What lies before it is still to be done.
+	Wanted bool
 }
 
-// Next is the first work inside within, at most batchRegions long if it has to be
-// copied. It is false when every region of within is taken care of.
+// Next is what to hydrate next inside within, at most batchRegions long if it has
+// to be copied: what guests have read from the source and what follows that, or
+// else the first work there is. It is false when every region of within is taken
+// care of.
 func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, error) {
-	run, ok := c.regions.missing(within.Intersect(c.Geometry.All()))
+	within = within.Intersect(c.Geometry.All())
+	run, wanted, ok := c.regions.next(within, batchRegions, max(1, uint64(readaheadBytes/c.Geometry.RegionBytes())))
 	if !ok {
 		return Work{}, false, nil
 	}
@@ -41,12 +51,16 @@ func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, erro
 		return Work{}, false, &IOError{Side: SourceSide, Op: "look for data", Off: off, N: n, Err: err}
 	}
 	if hole := c.Geometry.Covered(off, min(start, off+n)-off); !hole.Empty() {
-		hole.Count = min(hole.Count, max(1, uint64(holeBytes/c.Geometry.RegionBytes())))
-		return Work{Range: hole, Hole: true}, true, nil
+		most := int64(holeBytes)
+		if c.GuestBusy(time.Second) {
+			most = guestHoleBytes
+		}
+		hole.Count = min(hole.Count, max(1, uint64(most/c.Geometry.RegionBytes())))
+		return Work{Range: hole, Hole: true, Wanted: wanted}, true, nil
 	}
 	run = run.Intersect(region.Between(run.First, c.Geometry.Touched(off, end-off).End()))
 	run.Count = min(run.Count, batchRegions)
-	return Work{Range: run}, true, nil
+	return Work{Range: run, Wanted: wanted}, true, nil
 }
 
 // sourceExtent is the last answer of the source to where its data lies. Data that is
@@ -89,26 +103,26 @@ func (x *sourceExtent) keep(start, end int64) {
 // bytes it copied. The context is looked at between buffers. What it copied is
 // Dirty: it counts only after Commit. If a copy fails, the regions of that run are
 // Unhydrated again.
-func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copiedBytes int64, err error) {
+func (c *Clone) Hydrate(ctx context.Context, within region.Range) (copied int64, err error) {
 	within = within.Intersect(c.Geometry.All())
 	for {
 		if err := c.writable(); err != nil {
-			return copiedBytes, err
+			return copied, err
 		}
 		run, clean, ok := c.regions.claim(within)
 		if !ok {
-			return copiedBytes, nil
+			return copied, nil
 		}
-		sums, err := c.copyRun(ctx, run, clean)
+		sums, err := c.copyRun(ctx, run, clean, change{})
 		if err != nil {
 			c.regions.release(run)
-			return copiedBytes, err
+			return copied, err
 		}
 		_, n := c.Geometry.Bytes(run)
-		if !c.regions.soil(run, sums, n) {
-			return copiedBytes, ErrReadOnly
+		if !c.regions.soil(run, sums, copiedBytes{total: n}) {
+			return copied, ErrReadOnly
 		}
-		copiedBytes += n
+		copied += n
 		within = region.Between(run.End(), within.End())
 	}
 }
@@ -131,15 +145,16 @@ func (c *Clone) HydrateHole(ctx context.Context, within region.Range) error {
 				return err
 			}
 		}
-		if !c.regions.soil(run, nil, 0) {
+		if !c.regions.soil(run, nil, copiedBytes{}) {
 			return ErrReadOnly
 		}
 		within = region.Between(run.End(), within.End())
 	}
 }
 
-// copyRun copies one claimed run, buffer by buffer, and sums up its regions.
-func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool) ([]journal.Checksum, error) {
+// copyRun copies one claimed run, buffer by buffer, with a guest's change put in, and
+// sums up its regions.
+func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool, w change) ([]journal.Checksum, error) {
 	buffer := c.buffers.get()
 	defer c.buffers.put(buffer)
 	off, n := c.Geometry.Bytes(run)
@@ -153,6 +168,7 @@ func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool) ([]jo
 		if err := ioError(SourceSide, "read", off, p, got, err); err != nil {
 			return nil, err
 		}
+		w.onto(p, off)
 		// Before the write: a faulty stack changes the memory that it writes from.
 		summer.add(p, off)
 		if err := c.put(p, off, clean); err != nil {

@@ -17,9 +17,9 @@ var ErrNoMarker = errors.New("the source cannot be marked, so nothing is discard
 // DiscardSource takes nothing else: a discard ahead of its commit does not
 // compile (I2).
 type Committed struct {
-	tx          journal.TxID
-	regions     *region.Set
-	copiedBytes int64
+	tx      journal.TxID
+	regions *region.Set
+	copied  copiedBytes
 }
 
 // Tx is the newest transaction among them.
@@ -35,7 +35,11 @@ func (d Committed) Regions() uint64 {
 
 // CopiedBytes is what was copied for those of them that this Clone committed; what
 // a process before it copied does not count.
-func (d Committed) CopiedBytes() int64 { return d.copiedBytes }
+func (d Committed) CopiedBytes() int64 { return d.copied.total }
+
+// GuestBytes is the part of CopiedBytes that was copied for guests' writes to parts
+// of regions.
+func (d Committed) GuestBytes() int64 { return d.copied.forGuests }
 
 // TakeCommitted hands out every committed region not handed out before. Right
 // after Open that is what a crash left undiscarded.

@@ -38,8 +38,8 @@ var mutants = []mutant{
 	},
 	{"I2: dirty regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.dirty.regions)\n	done := Committed{", byMachine},
 	{"I2: sealed regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.sealed.regions)\n	done := Committed{", byMachine},
-	{"I3: no waiting for readers", "regions.go", "for r.beingRead(run) {", "for false {", byMachine},
-	{"I3: only the first region of a read counts", "regions.go", "		if run.Has(nr) {", "		if run.First == nr {", byMachine},
+	{"I3: no waiting for readers", "readers.go", "for r.beingRead(run) {", "for false {", byMachine},
+	{"I3: only the first region of a read counts", "readers.go", "		if run.Has(nr) {", "		if run.First == nr {", byMachine},
 	{
 		"I5: dirty regions are copied again", "regions.go", "	if run, ok = r.claimed.MissingRange(within); !ok {",
 		"	free := r.claimed.Clone()\n	free.Subtract(r.dirty.regions)\n	if run, ok = free.MissingRange(within); !ok {", byMachine,
@@ -60,17 +60,17 @@ var mutants = []mutant{
 		"		if err := c.writable(); err != nil {\n			return freed, err // a commit has failed meanwhile\n		}\n", "", "^TestDiscardEndsWhenCommitFails$",
 	},
 	{
-		"dirty regions are read from the destination", "regions.go", "{ return r.hydrated.Has(nr) }",
-		"{ return r.claimed.Has(nr) && !r.hydrating.Has(nr) }", "^TestFault47ReadDuringFailingFlush$",
+		"dirty regions are read from the destination", "readers.go", "	case r.hydrated.Has(nr):",
+		"	case r.claimed.Has(nr) && !r.hydrating.Has(nr):", "^TestFault47ReadDuringFailingFlush$",
 	},
 	{"two writers in the journal", "discard.go", "	c.record.Lock()\n	defer c.record.Unlock()\n", "", byMachine},
 	{
-		"one owner for a whole read", "regions.go", "for part.End() < run.End() && r.owned(part.End()) != fromSource {",
+		"one owner for a whole read", "readers.go", "for part.End() < run.End() && r.owner(part.End()) == from {",
 		"for part.End() < run.End() {", byMachine,
 	},
 	{"regions partly hole count as holes", "copy.go", "hole := c.Geometry.Covered(", "hole := c.Geometry.Touched(", byMachine},
 	{"work ends before the region does", "copy.go", "c.Geometry.Touched(off, end-off).End()", "c.Geometry.Covered(off, end-off).End()", byMachine},
-	{"a wrong read-back is ignored", "copy.go", "	if xxh3.Hash(back) != sum {", "	if false {", "^TestFault49VerifyFindsWrongBytes$"},
+	{"a wrong read-back is ignored", "copy.go", "	if xxh3.Hash(back) != sum {", "	if xxh3.Hash(back) == sum+1 {", "^TestFault49VerifyFindsWrongBytes$"},
 	{
 		"a read-back is compared with what was in memory", "copy.go", "		return c.verify(sum, ",
 		"		return c.verify(sum-sum+xxh3.Hash(p), ", "^TestFault49MemoryChangesUnderAWrite$",

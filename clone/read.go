@@ -5,9 +5,12 @@ import (
 	"io"
 )
 
-// ReadAt reads the device: from the destination what it owns, the rest from the
-// source. The source is never discarded under a read (I3). Reads past the end are
-// cut short with io.EOF; a read of no bytes is never short, wherever it is.
+// ReadAt reads the device for a guest: from the destination what it owns, the rest
+// from the source, which then is what Next comes to first. The source is never
+// discarded under a read (I3). Reads past the end are cut short with io.EOF; a read
+// of no bytes is never short, wherever it is. Reading works in every mode; what a
+// read-only clone shows of writes that were not flushed is said in the package
+// comment.
 func (c *Clone) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at %d: negative offset", off)
@@ -15,6 +18,8 @@ func (c *Clone) ReadAt(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	c.guests.enter()
+	defer c.guests.leave()
 	var atEnd error
 	if left := c.Bytes() - off; int64(len(p)) > left {
 		p, atEnd = p[:max(0, left)], io.EOF
@@ -32,14 +37,17 @@ func (c *Clone) ReadAt(p []byte, off int64) (int, error) {
 
 // readRun reads the leading part of p whose regions have one owner.
 func (c *Clone) readRun(p []byte, off int64) (int, error) {
-	fromSource, part := c.regions.beginRead(c.Geometry.Touched(off, int64(len(p))))
+	from, part := c.regions.beginRead(c.Geometry.Touched(off, int64(len(p))))
 	partOff, partBytes := c.Geometry.Bytes(part)
 	p = p[:min(int64(len(p)), partOff+partBytes-off)]
-	if !fromSource {
-		n, err := c.Destination.ReadAt(p, off)
-		return n, ioError(DestinationSide, "read", off, p, n, err)
+	if from == ownedBySource {
+		defer c.regions.endRead(part)
+		n, err := c.Source.ReadAt(p, off)
+		return n, ioError(SourceSide, "read", off, p, n, err)
 	}
-	defer c.regions.endRead(part)
-	n, err := c.Source.ReadAt(p, off)
-	return n, ioError(SourceSide, "read", off, p, n, err)
+	n, err := c.Destination.ReadAt(p, off)
+	if from == ownedByCache && c.regions.isClosed() {
+		return 0, nil // a flush has failed meanwhile: what was read may be anything
+	}
+	return n, ioError(DestinationSide, "read", off, p, n, err)
 }

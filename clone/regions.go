@@ -1,7 +1,6 @@
 package clone
 
 import (
-	"context"
 	"sync"
 
 	"decant/journal"
@@ -11,8 +10,8 @@ import (
 // regions is the state of every region (see the table in the package comment) and
 // the only place where it changes. A region in none of the sets is Unhydrated.
 type regions struct {
-	mu      sync.Mutex
-	changed *sync.Cond // a region left Hydrating, or a read of the source ended
+	mu    sync.Mutex
+	moved *sync.Cond // a region left Hydrating, a read of the source ended, or the clone closed
 
 	hydrating *region.Set
 	dirty     *transaction
@@ -36,50 +35,82 @@ type regions struct {
 	// copy may touch (I5). It is kept so that looking for work stays cheap.
 	claimed *region.Set
 
-	closed         bool              // no region becomes Dirty any more
-	tx             journal.TxID      // last committed transaction
-	committedBytes int64             // copied by transactions committed since Open and not yet handed out
-	copiedBytes    int64             // since Open, whatever became of it
-	durableBytes   int64             // copied by transactions committed since Open
-	readers        map[region.Nr]int // reads of the source in flight
+	// changed are the Dirty and sealed regions of which a guest has made something
+	// else than the source holds: the destination has the only copy.
+	changed *region.Set
+	// unsummed are the regions that guests write to in place, since no checksum of
+	// them is in the journal, nor in a transaction on its way there.
+	unsummed *region.Set
+
+	closed     bool              // no region becomes Dirty any more
+	tx         journal.TxID      // last committed transaction
+	handOut    copiedBytes       // by transactions committed since Open and not yet handed out
+	copied     int64             // bytes since Open, whatever became of them
+	durable    copiedBytes       // by transactions committed since Open
+	readers    map[region.Nr]int // reads of the source in flight
+	wanted     wanted            // what guests read from the source
+	copyFailed *region.Set       // whose copy has failed: not worth being preferred
+}
+
+// copiedBytes counts bytes that were copied.
+type copiedBytes struct {
+	total     int64
+	forGuests int64 // of the total, what guests had copied
+}
+
+func (b *copiedBytes) add(o copiedBytes) {
+	b.total += o.total
+	b.forGuests += o.forGuests
 }
 
 // transaction is what becomes durable with one commit.
 type transaction struct {
-	regions     *region.Set
-	checksums   map[region.Nr]uint64
-	copiedBytes int64
+	regions   *region.Set
+	checksums map[region.Nr]uint64
+	unsummed  *region.Set // whose checksum goes, of these regions or of earlier ones
+	copied    copiedBytes
 }
 
 func newTransaction() *transaction {
-	return &transaction{regions: region.NewSet(), checksums: map[region.Nr]uint64{}}
+	return &transaction{regions: region.NewSet(), checksums: map[region.Nr]uint64{}, unsummed: region.NewSet()}
 }
+
+// empty says whether there is nothing to tell the journal.
+func (t *transaction) empty() bool { return t.regions.Count() == 0 && t.unsummed.Count() == 0 }
 
 func newRegions(s journal.State, clean *region.Set) *regions {
 	r := &regions{
-		hydrating: region.NewSet(),
-		dirty:     newTransaction(),
-		sealed:    newTransaction(),
-		hydrated:  s.Hydrated.Clone(),
-		ready:     s.Hydrated.Clone(),
-		discarded: s.Discarded.Clone(),
-		doubt:     region.NewSet(),
-		again:     region.NewSet(),
-		clean:     clean,
-		claimed:   s.Hydrated.Clone(),
-		tx:        s.Tx,
-		readers:   map[region.Nr]int{},
+		hydrating:  region.NewSet(),
+		dirty:      newTransaction(),
+		sealed:     newTransaction(),
+		hydrated:   s.Hydrated.Clone(),
+		ready:      s.Hydrated.Clone(),
+		discarded:  s.Discarded.Clone(),
+		doubt:      region.NewSet(),
+		again:      region.NewSet(),
+		clean:      clean,
+		claimed:    s.Hydrated.Clone(),
+		changed:    region.NewSet(),
+		unsummed:   region.NewSet(),
+		tx:         s.Tx,
+		readers:    map[region.Nr]int{},
+		copyFailed: region.NewSet(),
 	}
 	r.ready.Subtract(r.discarded)
-	r.changed = sync.NewCond(&r.mu)
+	r.moved = sync.NewCond(&r.mu)
 	return r
 }
 
-// missing is the first run of unclaimed regions in within.
-func (r *regions) missing(within region.Range) (region.Range, bool) {
+// next is the first run of unclaimed regions in within, or one that guests want
+// hydrated before it.
+func (r *regions) next(within region.Range, batchRegions, aheadRegions uint64) (run region.Range, wanted, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.claimed.MissingRange(within)
+	if run, ok = r.wanted.take(r.claimed, within, batchRegions, aheadRegions); ok {
+		return run, true, true
+	}
+	run, ok = r.claimed.MissingRange(within)
+	return run, false, ok
 }
 
 // claim moves the first run of Unhydrated regions in within to Hydrating (I5:
@@ -89,6 +120,10 @@ func (r *regions) missing(within region.Range) (region.Range, bool) {
 func (r *regions) claim(within region.Range) (run region.Range, clean, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.claimLocked(within)
+}
+
+func (r *regions) claimLocked(within region.Range) (run region.Range, clean, ok bool) {
 	if run, ok = r.claimed.MissingRange(within); !ok {
 		return run, false, false
 	}
@@ -111,16 +146,21 @@ func (r *regions) release(run region.Range) {
 	defer r.mu.Unlock()
 	r.hydrating.Remove(run)
 	r.claimed.Remove(run)
-	r.changed.Broadcast()
+	r.copyFailed.Add(run)
+	r.moved.Broadcast()
 }
 
 // soil moves Hydrating regions to Dirty: the destination was sent their bytes. It
 // says false, and moves them back to Unhydrated, if no commit can follow.
-func (r *regions) soil(run region.Range, sums []journal.Checksum, copiedBytes int64) bool {
+func (r *regions) soil(run region.Range, sums []journal.Checksum, copied copiedBytes) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	defer r.changed.Broadcast()
+	return r.soilLocked(run, sums, copied)
+}
+
+func (r *regions) soilLocked(run region.Range, sums []journal.Checksum, copied copiedBytes) bool {
 	r.hydrating.Remove(run)
+	r.moved.Broadcast()
 	if r.closed {
 		r.claimed.Remove(run)
 		return false
@@ -129,8 +169,8 @@ func (r *regions) soil(run region.Range, sums []journal.Checksum, copiedBytes in
 	for _, s := range sums {
 		r.dirty.checksums[s.Nr] = s.Sum
 	}
-	r.dirty.copiedBytes += copiedBytes
-	r.copiedBytes += copiedBytes
+	r.dirty.copied.add(copied)
+	r.copied += copied.total
 	return true
 }
 
@@ -151,30 +191,43 @@ func (r *regions) publish(tx journal.TxID) {
 	r.hydrated.Union(r.sealed.regions)
 	r.ready.Union(r.sealed.regions)
 	r.again.Subtract(r.sealed.regions)
-	r.committedBytes += r.sealed.copiedBytes
-	r.durableBytes += r.sealed.copiedBytes
+	r.changed.Subtract(r.sealed.regions)
+	r.unsummed.Union(r.sealed.unsummed)
+	r.handOut.add(r.sealed.copied)
+	r.durable.add(r.sealed.copied)
 	r.sealed = newTransaction()
 	r.tx = tx
 }
 
 // forget moves Dirty and sealed regions back to Unhydrated: after a failed flush
-// or commit nobody knows whether the destination holds them. The source does.
-// Nothing becomes Dirty after it.
+// or commit nobody knows whether the destination holds them. The source does, as
+// it was before the guests' writes. Nothing becomes Dirty after it.
 func (r *regions) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
-	r.claimed.Subtract(r.dirty.regions)
-	r.claimed.Subtract(r.sealed.regions)
+	for _, t := range []*transaction{r.dirty, r.sealed} {
+		r.claimed.Subtract(t.regions)
+		r.unsummed.Subtract(t.regions)
+	}
+	r.changed = region.NewSet()
 	r.dirty, r.sealed = newTransaction(), newTransaction()
+	r.moved.Broadcast()
+}
+
+// isClosed says whether forget was called.
+func (r *regions) isClosed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
 }
 
 // takeCommitted hands out the durable regions whose discard nobody has taken on.
 func (r *regions) takeCommitted() Committed {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	done := Committed{tx: r.tx, regions: r.ready, copiedBytes: r.committedBytes}
-	r.ready, r.committedBytes = region.NewSet(), 0
+	done := Committed{tx: r.tx, regions: r.ready, copied: r.handOut}
+	r.ready, r.handOut = region.NewSet(), copiedBytes{}
 	return done
 }
 
@@ -195,69 +248,4 @@ func (r *regions) giveBack(done Committed) {
 	left := done.regions.Clone()
 	left.Subtract(r.discarded)
 	r.ready.Union(left)
-}
-
-// beginRead finds who owns the first region of run, and the longest part of run,
-// from there on, that has the same owner. If that is the source, the part counts
-// as being read until endRead.
-func (r *regions) beginRead(run region.Range) (fromSource bool, part region.Range) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	fromSource = !r.owned(run.First)
-	part = region.Range{First: run.First, Count: 1}
-	for part.End() < run.End() && r.owned(part.End()) != fromSource {
-		part.Count++
-	}
-	if fromSource {
-		for nr := part.First; nr < part.End(); nr++ {
-			r.readers[nr]++
-		}
-	}
-	return fromSource, part
-}
-
-// endRead ends what beginRead registered for a read of the source.
-func (r *regions) endRead(part region.Range) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for nr := part.First; nr < part.End(); nr++ {
-		if r.readers[nr]--; r.readers[nr] == 0 {
-			delete(r.readers, nr)
-		}
-	}
-	r.changed.Broadcast()
-}
-
-// owned says whether the destination has the bytes of nr. A Dirty region still
-// belongs to the source: until a flush has succeeded the destination may drop what
-// it was sent, and reads must not see that. The caller holds mu.
-func (r *regions) owned(nr region.Nr) bool { return r.hydrated.Has(nr) }
-
-// drainReaders waits until no read of the source is in flight in run (I3). New
-// ones cannot begin: the regions are Hydrated.
-func (r *regions) drainReaders(ctx context.Context, run region.Range) error {
-	stop := context.AfterFunc(ctx, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.changed.Broadcast()
-	})
-	defer stop()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for r.beingRead(run) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		r.changed.Wait()
-	}
-	return nil
-}
-
-func (r *regions) beingRead(run region.Range) bool {
-	for nr := range r.readers {
-		if run.Has(nr) {
-			return true
-		}
-	}
-	return false
 }

@@ -81,18 +81,21 @@ func (l *loop) finish() error {
 	return l.err
 }
 
-// commit is the step of the committing loop.
+// commit is the step of the committing loop. Flushes by guests commit as well, so
+// there may be something to account for without a commit of our own.
 func (r *run) commit() error {
-	if r.c.Status().Dirty == 0 {
+	if r.c.Status().Dirty > 0 {
+		if err := r.c.Commit(); err != nil {
+			return err
+		}
+	}
+	now := r.c.Status()
+	if now.Tx == r.committed.Tx {
 		return nil
 	}
-	if err := r.c.Commit(); err != nil {
-		return err
-	}
-	total := r.c.Status().CommittedBytes
-	bytes := total - r.committedBytes
-	r.committedBytes = total
-	r.uncommitted.Release(bytes)
+	bytes, forGuests := now.CommittedBytes-r.committed.CommittedBytes, now.GuestBytes-r.committed.GuestBytes
+	r.committed = now
+	r.uncommitted.Release(bytes - forGuests)
 	if r.o.Observer != nil {
 		r.o.Observer.Committed(bytes)
 	}
@@ -104,7 +107,7 @@ func (r *run) commit() error {
 // process committed and did not get to discard.
 func (r *run) discard() error {
 	done := r.c.TakeCommitted()
-	r.unsettledBytes += done.CopiedBytes()
+	r.unsettledBytes += done.CopiedBytes() - done.GuestBytes()
 	if r.o.Space != nil {
 		r.o.Space.Sample()
 	}

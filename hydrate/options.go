@@ -18,10 +18,14 @@ type Options struct {
 	ThresholdRegions uint64 // regions in flight at most, as dm-clone's hydration_threshold
 	BatchRegions     uint64 // contiguous regions per copy at most, as dm-clone's hydration_batch_size
 	CommitPeriod     time.Duration
-	CommitBytes      int64   // copied bytes that may be uncommitted at a time, and so in one transaction
-	Throttle         Limiter // nil: none
-	DiscardSource    bool
-	Space            Space // nil: unlimited
+	CommitBytes      int64 // copied bytes that may be uncommitted at a time, and so in one transaction
+	// GuestQuiet makes room for guests: while requests of theirs are in flight, or
+	// the last one has ended no longer ago than this, a single worker copies. Some
+	// milliseconds do; 0 lets the run compete with guests.
+	GuestQuiet    time.Duration
+	Throttle      Limiter // nil: none
+	DiscardSource bool
+	Space         Space // nil: unlimited
 	// EdgeBytes is how much more than its bytes one copy may take, where space is
 	// allocated in units that copies need not begin and end with.
 	EdgeBytes int64

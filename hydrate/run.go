@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -29,7 +30,8 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	}
 	transactionBytes := max(o.CommitBytes, c.Geometry.RegionBytes())
 	r := &run{
-		c: c, o: o,
+		c: c, o: o, committed: c.Status(),
+		ended:       make(chan struct{}, 1),
 		uncommitted: semaphore.NewWeighted(transactionBytes),
 		twice:       semaphore.NewWeighted(2 * transactionBytes),
 	}
@@ -56,8 +58,20 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	if err != nil {
 		return err
 	}
-	if len(r.bad) > 0 {
-		return &IncompleteError{Bad: r.bad}
+	return r.incomplete()
+}
+
+// incomplete is an error if there are regions that could not be read and that no
+// guest has written anew since.
+func (r *run) incomplete() error {
+	var bad []BadRegion
+	for _, b := range r.bad {
+		if r.c.Unhydrated(b.Range) {
+			bad = append(bad, b)
+		}
+	}
+	if len(bad) > 0 {
+		return &IncompleteError{Bad: bad}
 	}
 	return nil
 }
@@ -69,8 +83,8 @@ type run struct {
 	o Options
 
 	commits, discards *loop
-	committedBytes    int64 // released from uncommitted so far; of the committing loop
-	unsettledBytes    int64 // discarded and not released from twice; of the discarding loop
+	committed         clone.Status // when uncommitted was last released; of the committing loop
+	unsettledBytes    int64        // discarded and not released from twice; of the discarding loop
 
 	// uncommitted bounds the bytes that a crash makes us copy again: what is in
 	// flight or dirty. One full transaction fits.
@@ -81,6 +95,8 @@ type run struct {
 	twice *semaphore.Weighted
 
 	workers  errgroup.Group
+	copies   atomic.Int64  // workers that copy
+	ended    chan struct{} // holds one: a copy has ended
 	inFlight inFlight
 
 	mu      sync.Mutex
@@ -105,6 +121,7 @@ func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/2/r.c.Geometry.RegionBytes())))
 	all := r.c.Geometry.All()
 	for left := all; ; {
+		r.yield(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -130,7 +147,9 @@ func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 		if !work.Hole {
 			r.start(ctx, work.Range, fail)
 		}
-		left = region.Between(work.Range.End(), all.End())
+		if !work.Wanted {
+			left = region.Between(work.Range.End(), all.End())
+		}
 	}
 }
 
@@ -162,7 +181,9 @@ func (r *run) admit(ctx context.Context, within region.Range) (region.Range, err
 func (r *run) start(ctx context.Context, within region.Range, fail context.CancelCauseFunc) {
 	_, n := r.c.Geometry.Bytes(within)
 	r.inFlight.add(n + r.o.EdgeBytes)
+	r.copies.Add(1)
 	r.workers.Go(func() error {
+		defer r.stop()
 		defer r.inFlight.add(-n - r.o.EdgeBytes)
 		// A copy that began is ended: the context stops the planner, not the copy.
 		copied, err := r.copy(context.WithoutCancel(ctx), within)
@@ -213,7 +234,8 @@ func (r *run) copy(ctx context.Context, within region.Range) (int64, error) {
 // counts as broken altogether.
 const maxBadRegions = 1 << 12
 
-// noteBad says whether the run may go on.
+// noteBad says whether the run may go on. What a guest wanted ahead of its turn
+// fails twice.
 func (r *run) noteBad(bad BadRegion) bool {
 	r.mu.Lock()
 	known := slices.ContainsFunc(r.bad, func(b BadRegion) bool { return b.Range == bad.Range })

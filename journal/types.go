@@ -51,6 +51,11 @@ type Checksum struct {
 	Sum uint64
 }
 
+// WrittenSum stands where the checksum of a region would, once users of the device
+// have written there or may have: what the region holds is theirs, and nothing says
+// what it has to be. A region whose real sum is this counts as written, too.
+const WrittenSum = ^uint64(0)
+
 // Transaction is what one Commit records.
 type Transaction struct {
 	Hydrated       *region.Set
@@ -105,7 +110,7 @@ type RegionRecord struct {
 	Tx                  TxID      // the transaction that recorded it; 0 if none did
 	Committed           time.Time // of that transaction
 	DiscardedAt         time.Time // zero if not noted
-	Sum                 uint64    // 0: nothing but zeros
+	Sum                 uint64    // 0: nothing but zeros; see also WrittenSum
 	HasSum              bool
 }
 

@@ -186,7 +186,10 @@ func explain(j *journal.Journal, k known, offset int64) (Explanation, error) {
 	if r.Discarded {
 		x.State = "discarded"
 	}
-	if r.HasSum && r.Sum != 0 {
+	switch {
+	case r.HasSum && r.Sum == journal.WrittenSum:
+		x.Checksum = "written"
+	case r.HasSum && r.Sum != 0:
 		x.Checksum = fmt.Sprintf("%016x", r.Sum)
 	}
 	x.Transaction = uint64(r.Tx)

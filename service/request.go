@@ -164,7 +164,7 @@ type Explanation struct {
 	Transaction uint64     `json:"transaction,omitempty"`
 	Committed   *time.Time `json:"committed,omitempty"`
 	DiscardedAt *time.Time `json:"discarded_at,omitempty"`
-	Checksum    string     `json:"checksum,omitempty"` // XXH3, hexadecimal; "zeros" for a region of zeros
+	Checksum    string     `json:"checksum,omitempty"` // XXH3, hexadecimal; "zeros" for a region of zeros, "written" for one with users' writes
 	Error       string     `json:"error,omitempty"`    // of a bad region
 }
 
@@ -175,4 +175,7 @@ type VerifyReport struct {
 	BytesRead       int64      `json:"bytes_read"`
 	Mismatches      []BadBytes `json:"mismatches,omitempty"`
 	MismatchRegions uint64     `json:"mismatch_regions"`
+	// WrittenRegions are those of the checked ones that users have written to while
+	// the migration hydrated: they were read, and have no checksum to compare with.
+	WrittenRegions uint64 `json:"written_regions,omitempty"`
 }

@@ -18,8 +18,10 @@ const maxListed = 1000
 
 // Verify reads every hydrated region of the destination, past the page cache, and
 // compares it with the checksum that the journal has of it. Mismatches make the
-// error Failed; the report lists them. What a user has written to the destination
-// since is a mismatch, too. Nothing is changed.
+// error Failed; the report lists them. Regions that were written to through the
+// migration, while it hydrated, have no checksum any more: they are read, and counted
+// as written. What a user has written to the destination in another way is a
+// mismatch. Nothing is changed.
 func (s *Service) Verify(ctx context.Context, id string, sink Sink) (VerifyReport, error) {
 	id, err := s.resolveID(id)
 	if err != nil {
@@ -126,6 +128,9 @@ func (v *verifier) verifyPart(ctx context.Context, g region.Geometry, part regio
 			}
 		}
 		v.report.RegionsChecked++
+		if sum == journal.WrittenSum {
+			v.report.WrittenRegions++
+		}
 		if time.Since(v.told) > progressPeriod {
 			v.tell(Progress)
 		}
@@ -134,6 +139,7 @@ func (v *verifier) verifyPart(ctx context.Context, g region.Geometry, part regio
 }
 
 // verifyRegion compares one region with its checksum, or with zeros if it has none.
+// A region that was written to only has to be readable.
 func (v *verifier) verifyRegion(ctx context.Context, g region.Geometry, nr region.Nr, sum uint64, data bool) error {
 	off, n := g.Bytes(region.Range{First: nr, Count: 1})
 	if !data {
@@ -158,7 +164,7 @@ func (v *verifier) verifyRegion(ctx context.Context, g region.Geometry, nr regio
 		v.report.BytesRead += int64(len(p))
 		at += int64(len(p))
 	}
-	if data && journal.NormalSum(hash.Sum64()) != sum {
+	if data && sum != journal.WrittenSum && journal.NormalSum(hash.Sum64()) != sum {
 		return errors.New("its checksum is another")
 	}
 	return nil

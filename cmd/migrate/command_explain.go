@@ -75,6 +75,8 @@ func explanationText(e service.Explanation) []byte {
 	case "":
 	case "zeros":
 		table.field("Content", "zeros only")
+	case "written":
+		table.field("Content", "written to since it was moved, no checksum")
 	default:
 		table.field("Checksum", "XXH3 "+escapeControls(e.Checksum))
 	}

@@ -62,6 +62,9 @@ func (p *program) printVerifyReport(report service.VerifyReport, form progressFo
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s: %d regions checked, %s read, %d mismatches\n",
 		escapeControls(report.ID), report.RegionsChecked, units.FormatBytes(report.BytesRead), report.MismatchRegions)
+	if report.WrittenRegions > 0 {
+		fmt.Fprintf(&b, "%d of them were written to since they were moved, and have no checksum to compare with\n", report.WrittenRegions)
+	}
 	writeRanges(&b, report.Mismatches)
 	if form == progressJSON { // standard output is for events, which said the same
 		_, _ = p.stderr.Write(b.Bytes()) // people may have left
