@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,9 @@ import (
 
 // byMachine are the tests that know nothing of the protocol but its rules.
 const byMachine = "^(TestCrashAtEveryStep|TestCrashUnderConcurrentWorkers|TestEveryCallFails)$"
+
+// byGuests are those that also have guests, and know no more of the protocol.
+const byGuests = "^(TestGuestCrashAtEveryStep|TestGuestCrashUnderConcurrentWorkers|TestGuestEveryCallFails)$"
 
 // mutant is one bug planted in the protocol, and the tests that must find it.
 type mutant struct{ name, file, old, new, by string }
@@ -94,13 +98,43 @@ var mutants = []mutant{
 	{"nothing is handed out again after a failed discard", "discard.go", "		c.regions.giveBack(done)\n", "", byMachine},
 }
 
+// guestMutants are bugs in what guests do.
+var guestMutants = []mutant{
+	{"a partial write does not hydrate", "write.go", "	if w.off == off && w.n == n {", "	if w.off >= off {", byGuests},
+	{"a partial change is lost under the copy", "copy.go", "		w.onto(p, off)\n", "", byGuests},
+	{"a trimmed region is read from the source", "changes.go", "	r.changed.Add(run)\n	if data {", "	if data {\n		r.changed.Add(run)", byGuests},
+	{"a trimmed region is not zeroed", "write.go", "	case clean:\n		return nil", "	case w.data == nil:\n		return nil", byGuests},
+	{"zeros are sent as a hole to what holds data", "write.go", "c.send(w, op, clean)", "c.send(w, op, true)", byGuests},
+	{"a changed dirty region is read from the source", "changes.go", "		r.changed.Add(one)\n", "", byGuests},
+	{
+		"I4: a flush with nothing to journal skips the destination", "commit.go", "	if err := c.Destination.Flush(); err != nil {",
+		"	if sealed.empty() {\n		return nil\n	}\n	if err := c.Destination.Flush(); err != nil {", byGuests,
+	},
+	{"I4: a flush joins a commit that has begun", "commit.go", "	c.turns.begin()\n	defer func() { turn.end(err) }()", "	defer func() {\n		c.turns.begin()\n		turn.end(err)\n	}()", "^TestFlushesShareCommits$"},
+	{"I4: a flush is only the destination's", "write.go", "	return c.Commit()\n}\n\n// change", "	return c.Destination.Flush()\n}\n\n// change", byGuests},
+	{
+		"I5: hydration copies over a guest's write", "regions.go", "	if run, ok = r.claimed.MissingRange(within); !ok {\n		return run, false, false",
+		"	free := r.claimed.Clone()\n	free.Subtract(r.dirty.unsummed)\n	if run, ok = free.MissingRange(within); !ok {\n		return run, false, false", byGuests,
+	},
+	{"BUG_LOCK: a guest does not wait for a copy", "changes.go", "	for r.hydrating.Has(within.First) && !r.closed {", "	for false {", byGuests},
+	{"BUG_LOCK: a guest writes beside a copy", "changes.go", "	for r.hydrating.Has(within.First) && !r.closed {", "	if r.hydrating.Has(within.First) {\n		return changeInPlace, region.Range{First: within.First, Count: 1}, false\n	}\n	for false {", byGuests},
+	{"I3: guests' reads do not count", "readers.go", "		r.readers[nr]++\n", "", byGuests},
+	{"the checksum of a dirty region stays", "changes.go", "		r.unsum(one)\n", "		r.unsummed.Add(one)\n", byGuests},
+	{"the checksum of a hydrated region stays", "changes.go", "	return r.unsummed.Has(nr) && !r.hydrating.Has(nr)", "	return r.claimed.Has(nr) && !r.hydrating.Has(nr)", byGuests},
+	{"a zeroed region keeps guests from announcing", "changes.go", "	if data {\n		r.unsum(run)", "	r.unsummed.Add(run)\n	if data {\n		r.unsum(run)", byGuests},
+	{"changes of the cache are read after a failed flush", "regions.go", "	r.changed = region.NewSet()\n	r.dirty, r.sealed", "	r.dirty, r.sealed", byGuests},
+	{"in-place writes go on after a failed flush", "changes.go", "	case r.closed:\n		return changeRefused, first, false\n", "", "^TestGuestChangesNothingWhenReadOnly$"},
+	{"a read that a failed flush overtook is believed", "read.go", "	if from == ownedByCache && c.regions.isClosed() {", "	if false {", "^TestFault47GuestReadOvertakenByFailingFlush$"},
+	{"a failed guest's write keeps its regions", "write.go", "		c.regions.release(run)\n", "", "^TestFault36NoSpaceForGuests$"},
+}
+
 // Every bug that is planted in the protocol is found, by tests that find nothing in
 // the protocol as it is.
 func TestPlantedBugs(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Fatalf("this test builds variants of the package: %v", err)
 	}
-	for _, mu := range mutants {
+	for _, mu := range slices.Concat(mutants, guestMutants) {
 		t.Run(mu.name, func(t *testing.T) {
 			t.Parallel()
 			found, out := runMutant(t, mu)

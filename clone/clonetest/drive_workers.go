@@ -13,8 +13,9 @@ import (
 )
 
 // DriveWorkers runs a migration to its end, or to the first error, with real
-// concurrency: workers that copy, a goroutine that commits, one that discards, and
-// readers that compare with the image. It returns when all of them have ended.
+// concurrency: workers that copy, a goroutine that commits, one that discards,
+// guests if the setup has some, and readers that compare with what the device may
+// hold. It returns when all of them have ended.
 func (m *Machine) DriveWorkers(c *clone.Clone, workers, readers int, seed uint64) error {
 	w := &crew{m: m, c: c}
 	var copying, rest sync.WaitGroup
@@ -22,7 +23,7 @@ func (m *Machine) DriveWorkers(c *clone.Clone, workers, readers int, seed uint64
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
 		copying.Go(func() { w.note(w.copyAll(rng)) })
 	}
-	rest.Go(func() { w.note(w.until(c.Commit)) })
+	rest.Go(func() { w.note(w.until(func() error { return m.Flush(c.Commit) })) })
 	rest.Go(func() {
 		w.note(w.until(func() error { return c.DiscardSource(context.Background(), c.TakeCommitted()) }))
 	})
@@ -35,13 +36,19 @@ func (m *Machine) DriveWorkers(c *clone.Clone, workers, readers int, seed uint64
 			}))
 		})
 	}
+	if m.setup.Guests {
+		for i := range guestCount {
+			rng := rand.New(rand.NewPCG(seed, uint64(workers+readers+i)))
+			rest.Go(func() { w.note(w.use(i, rng)) })
+		}
+	}
 	copying.Wait()
 	w.copied.Store(true)
 	rest.Wait()
 	if w.err != nil {
 		return w.err
 	}
-	if err := c.Commit(); err != nil {
+	if err := m.Flush(c.Commit); err != nil {
 		return err
 	}
 	return c.DiscardSource(context.Background(), c.TakeCommitted())
@@ -92,6 +99,56 @@ func (w *crew) copyAll(rng *rand.Rand) error {
 		runtime.Gosched()
 	}
 	return nil
+}
+
+const (
+	guestCount = 3
+	// stripeBytes is what two guests take in turn, so that they share regions.
+	stripeBytes = 2 << 10
+)
+
+// use is one guest: it changes what no other guest changes, and flushes, until the
+// copies are done and then some more.
+func (w *crew) use(guest int, rng *rand.Rand) error {
+	for left := 10; left > 0 && !w.failed.Load(); {
+		if w.copied.Load() {
+			left--
+		}
+		var err error
+		if rng.IntN(6) == 0 {
+			err = w.m.Flush(w.c.Flush)
+		} else if off, n := w.place(guest, rng); n > 0 {
+			err = w.m.Change(w.c, GuestOp(rng.IntN(3)), off, n, rng)
+		}
+		if err != nil {
+			return err
+		}
+		runtime.Gosched()
+	}
+	return nil
+}
+
+// place is a range of whole sectors that belongs to a guest: the first one has half
+// of the device, the others stripes of the rest.
+func (w *crew) place(guest int, rng *rand.Rand) (off, n int64) {
+	size := w.m.setup.DeviceBytes
+	half := size / 2 / stripeBytes * stripeBytes
+	if guest == 0 {
+		if half == 0 {
+			return 0, 0
+		}
+		off = rng.Int64N(half) / sectorBytes * sectorBytes
+		return off, min(half-off, sectorBytes*(1+rng.Int64N(64)))
+	}
+	stripe := rng.Int64N((size - half + stripeBytes - 1) / stripeBytes)
+	if stripe%2 != int64(guest-1) {
+		return 0, 0
+	}
+	off = half + stripe*stripeBytes + sectorBytes*rng.Int64N(stripeBytes/sectorBytes)
+	if off >= size {
+		return 0, 0
+	}
+	return off, min(size-off, sectorBytes*(1+rng.Int64N((half+(stripe+1)*stripeBytes-off)/sectorBytes)))
 }
 
 // until repeats f until the copies are done.

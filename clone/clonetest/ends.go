@@ -186,7 +186,7 @@ func (d destination) WriteAt(p []byte, off int64) (int, error) {
 	}
 	d.meanwhile(DestinationWrite)
 	if fault != nil {
-		half := p[:len(p)/2]
+		half := p[:halfBytes(off, int64(len(p)))]
 		if err := d.step(func() { d.dst.write(half, off, true) }); err != nil {
 			return 0, err
 		}
@@ -196,6 +196,11 @@ func (d destination) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// halfBytes is about half of a range, but no part of a sector.
+func halfBytes(off, n int64) int64 {
+	return max(off, (off+n/2)/sectorBytes*sectorBytes) - off
 }
 
 // write puts bytes into the cache, or others in their place if the medium is bad
@@ -219,7 +224,7 @@ func (d destination) Zero(off, n int64) error {
 		return d.step(func() { d.write(make([]byte, n), off, false) })
 	}
 	if fault.Effect {
-		_ = d.step(func() { d.dst.write(make([]byte, n/2), off, false) }) // it fails anyway
+		_ = d.step(func() { d.dst.write(make([]byte, halfBytes(off, n)), off, false) }) // it fails anyway
 	}
 	return fault.errno()
 }
@@ -235,6 +240,7 @@ func (d destination) Flush() error {
 		covered = len(d.dst.pending)
 		if fault != nil && !fault.Effect {
 			d.dst.drop()
+			d.contents.lost = true
 		}
 	})
 	if err != nil {

@@ -49,6 +49,7 @@ type Machine struct {
 	markDurable, markNow     journal.TxID
 	dst                      *disk
 	log                      []logRecord
+	contents                 *contents
 
 	discardedRegions uint64        // since the last crash
 	awaited          uint64        // value of discardedRegions that wakes the waiter
@@ -69,6 +70,7 @@ func New(s Setup) *Machine {
 		punched:       make([]bool, len(s.Content)),
 		reads:         map[span]int{},
 		dst:           newDisk(dst),
+		contents:      newContents(image),
 	}
 }
 
@@ -130,6 +132,7 @@ func (m *Machine) Crash(rng *rand.Rand, form CrashForm) *Machine {
 		reads:         map[span]int{},
 		dst:           m.dst.crash(rng, form),
 		markDurable:   m.markDurable,
+		contents:      m.contents.after(),
 	}
 	if form.survives(rng) {
 		out.markDurable = m.markNow
@@ -164,7 +167,7 @@ func (m *Machine) Restart() *Machine {
 	out := &Machine{
 		setup: m.setup, recovered: true, Corrupt: m.Corrupt, violations: append([]error(nil), m.violations...),
 		sourceDurable: m.sourceDurable, sourceNow: m.sourceNow, punched: m.punched, discards: m.discards,
-		reads: map[span]int{}, markDurable: m.markNow, markNow: m.markNow, dst: m.dst,
+		reads: map[span]int{}, markDurable: m.markNow, markNow: m.markNow, dst: m.dst, contents: m.contents.after(),
 	}
 	for _, r := range m.log {
 		if !r.whole {
@@ -173,12 +176,33 @@ func (m *Machine) Restart() *Machine {
 		r.synced = true
 		out.log = append(out.log, r)
 	}
+	if out.contents != nil {
+		out.fallBack()
+	}
 	return out
 }
 
+// fallBack makes the model show what the ends do: a process that has died takes
+// what was Dirty with it, and the rest is still volatile.
+func (m *Machine) fallBack() {
+	state, g := replay(m.log), m.setup.Geometry()
+	for nr := range region.Nr(g.Regions()) {
+		off, n := g.Bytes(region.Range{First: nr, Count: 1})
+		shown := m.sourceNow[off : off+n]
+		if state.Hydrated.Has(nr) {
+			shown = m.dst.now[off : off+n]
+		}
+		if err := m.contents.check(shown, off, m.contents.now(off, n), true); err != nil {
+			m.violations = append(m.violations, fmt.Errorf("region %d after a restart: %w", nr, err))
+		}
+		m.contents.fallBack(shown, off)
+	}
+}
+
 // Owners checks what must hold whenever the power fails: each region is whole on
-// the side that the journal says owns it, its checksum fits, and whatever is gone
-// from the source was announced by the mark. Call it on what Crash returned.
+// the side that the journal says owns it, holds what flushes have promised, its
+// checksum fits, and whatever is gone from the source was announced by the mark.
+// Call it once, on what Crash returned, before anything else.
 func (m *Machine) Owners() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -187,33 +211,44 @@ func (m *Machine) Owners() error {
 	errs := append([]error(nil), m.violations...)
 	for nr := range region.Nr(g.Regions()) {
 		off, n := g.Bytes(region.Range{First: nr, Count: 1})
-		want, onSource := image[off:off+n], m.sourceDurable[off:off+n]
+		onSource, onDestination := m.sourceDurable[off:off+n], m.dst.durable[off:off+n]
+		untouched, shown := bytes.Equal(onSource, image[off:off+n]), onSource
 		sum, hasSum := sums[nr]
-		switch hydrated := state.Hydrated.Has(nr); {
-		case hydrated && !bytes.Equal(m.dst.durable[off:off+n], want):
-			errs = append(errs, fmt.Errorf("%w: region %d is hydrated and not whole on the destination", ErrViolation, nr))
-		case !hydrated && !bytes.Equal(onSource, want):
+		hydrated := state.Hydrated.Has(nr)
+		if hydrated {
+			shown = onDestination
+		}
+		switch err := m.contents.check(shown, off, m.contents.now(off, n), true); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("region %d, hydrated: %v: %w", nr, hydrated, err))
+		case !hydrated && !untouched:
 			errs = append(errs, fmt.Errorf("%w: region %d is not hydrated and not whole on the source", ErrViolation, nr))
-		case hydrated && !bytes.Equal(onSource, want) && m.markDurable < tx[nr]:
+		case hydrated && !untouched && m.markDurable < tx[nr]:
 			errs = append(errs, fmt.Errorf("%w: I11: region %d of transaction %d discarded, mark at %d", ErrViolation, nr, tx[nr], m.markDurable))
-		case hydrated && (hasSum == allZero(want) || hasSum && sum != xxh3.Hash(want)):
+		case hydrated && sum == journal.WrittenSum: // nothing is known of it
+		case hydrated && (hasSum == allZero(shown) || hasSum && sum != xxh3.Hash(shown)):
 			errs = append(errs, fmt.Errorf("%w: region %d has a wrong checksum", ErrViolation, nr))
 		}
+		m.contents.settle(shown, off)
 	}
+	return errors.Join(append(errs, m.behindTheEnd())...)
+}
+
+// behindTheEnd checks that the destination is as it was where the device has ended.
+func (m *Machine) behindTheEnd() error {
 	untouched := byte(0)
 	if m.setup.Garbage {
 		untouched = garbageByte
 	}
 	for _, b := range m.dst.durable[m.setup.DeviceBytes:] {
 		if b != untouched {
-			errs = append(errs, fmt.Errorf("%w: the destination was written behind the end of the device", ErrViolation))
-			break
+			return fmt.Errorf("%w: the destination was written behind the end of the device", ErrViolation)
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
-// recorded is the transaction and the checksum of each hydrated region.
+// recorded is the first transaction and the checksum of each hydrated region.
 func (m *Machine) recorded() (map[region.Nr]journal.TxID, map[region.Nr]uint64) {
 	tx, sums := map[region.Nr]journal.TxID{}, map[region.Nr]uint64{}
 	for _, r := range m.log {
@@ -222,7 +257,10 @@ func (m *Machine) recorded() (map[region.Nr]journal.TxID, map[region.Nr]uint64) 
 		}
 		for run := range r.transaction.Hydrated.Ranges() {
 			for nr := run.First; nr < run.End(); nr++ {
-				tx[nr] = r.tx
+				if tx[nr] == 0 {
+					tx[nr] = r.tx
+				}
+				delete(sums, nr)
 			}
 		}
 		for _, s := range r.transaction.Checksums {
@@ -238,8 +276,8 @@ func (m *Machine) Finished() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	errs := append([]error(nil), m.violations...)
-	if !bytes.Equal(m.dst.now[:m.setup.DeviceBytes], m.setup.Image()) {
-		errs = append(errs, fmt.Errorf("%w: the destination differs from the image", ErrViolation))
+	if err := m.contents.check(m.dst.now[:m.setup.DeviceBytes], 0, m.contents.now(0, m.setup.DeviceBytes), false); err != nil {
+		errs = append(errs, fmt.Errorf("on the destination: %w", err))
 	}
 	for i, gone := range m.punched {
 		if !gone {

@@ -97,6 +97,13 @@ func (m *Machine) FaultHit() (Op, bool) {
 	return m.faultOp, m.faultOp != 0
 }
 
+// flushFails says whether a flush has lost what it should have kept.
+func (m *Machine) flushFails() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.contents.lost
+}
+
 // PowerIsCut says whether the machine is off.
 func (m *Machine) PowerIsCut() bool {
 	m.mu.Lock()

@@ -45,6 +45,8 @@ type Setup struct {
 	KnownZero bool // the destination is a clone.Sparse
 	Verify    bool
 	Garbage   bool // the destination does not begin as zeros (I10)
+	// Guests says that the device is written to, trimmed and flushed meanwhile.
+	Guests bool
 
 	image []byte // the bytes that must never get lost
 }
@@ -78,6 +80,14 @@ func Setups() *rapid.Generator[Setup] {
 		short := rapid.SampledFrom([]int64{0, 0, 1, 511, 512, 3000}).Draw(t, "short tail")
 		s.DeviceBytes = int64(len(s.Content))*granuleBytes - short
 		s.ExtraBytes = rapid.SampledFrom([]int64{0, 0, 512, 5000}).Draw(t, "extra")
+		return s
+	})
+}
+
+// GuestSetups draws setups with guests.
+func GuestSetups() *rapid.Generator[Setup] {
+	return rapid.Map(Setups(), func(s Setup) Setup {
+		s.Guests = true
 		return s
 	})
 }
