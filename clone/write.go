@@ -108,9 +108,6 @@ func (c *Clone) carryOut(w change, op string) (done int64, err error) {
 
 // changeRun changes the leading part of w whose regions are in the same state.
 func (c *Clone) changeRun(w change, op string) (int64, error) {
-	if err := c.writable(); err != nil {
-		return 0, err
-	}
 	within, whole := c.Geometry.Touched(w.off, min(w.n, changeBytes)), c.Geometry.Covered(w.off, w.n)
 	step, run, clean := c.regions.beginChange(within, whole)
 	w = w.within(c.Geometry, run)

@@ -42,7 +42,7 @@ type driver struct {
 
 	held    []region.Range // that copies and changes on the stack may have claimed
 	begun   *region.Set    // regions that may be anything but Unhydrated
-	settled *region.Set    // begun when the commit on the stack began
+	settled *region.Set    // begun when the commit on the stack began, or later
 	inPlace *region.Set    // regions that guests have written to
 
 	nested error
@@ -120,9 +120,9 @@ func (d *driver) hold(run region.Range) (release func()) {
 	return func() { d.held = d.held[:len(d.held)-1] }
 }
 
-// asCommit does what may commit.
-func (d *driver) asCommit(do func() error) error {
-	d.committing, d.settled = true, d.begun.Clone()
+// asCommit does what may commit the settled regions.
+func (d *driver) asCommit(settled *region.Set, do func() error) error {
+	d.committing, d.settled = true, settled
 	err := do()
 	d.committing, d.settled = false, nil
 	if d.beside != nil {
@@ -137,7 +137,7 @@ func (d *driver) commit() error {
 	if d.rng.IntN(2) == 0 {
 		commit = d.c.Flush
 	}
-	return d.asCommit(func() error { return d.m.Flush(commit) })
+	return d.asCommit(d.begun.Clone(), func() error { return d.m.Flush(commit) })
 }
 
 func (d *driver) discard() error {

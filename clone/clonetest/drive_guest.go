@@ -30,7 +30,7 @@ func (d *driver) guest() error {
 	change := func() error { return d.m.Change(d.c, op, off, n, d.rng) }
 	var err error
 	if mayCommit {
-		err = d.asCommit(change)
+		err = d.asCommit(d.begun, change) // which may begin regions before it commits
 	} else {
 		err = change()
 	}
