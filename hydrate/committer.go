@@ -81,17 +81,25 @@ func (l *loop) finish() error {
 	return l.err
 }
 
-// commit is the step of the committing loop. Flushes by guests commit as well, so
-// there may be something to account for without a commit of our own.
+// commit is the step of the committing loop.
 func (r *run) commit() error {
 	if r.c.Status().Dirty > 0 {
 		if err := r.c.Commit(); err != nil {
 			return err
 		}
 	}
+	r.account()
+	return nil
+}
+
+// account takes note of what has become durable, by a commit of ours or by a flush of
+// a guest's.
+func (r *run) account() {
+	r.accounting.Lock()
+	defer r.accounting.Unlock()
 	now := r.c.Status()
 	if now.Tx == r.committed.Tx {
-		return nil
+		return
 	}
 	bytes, forGuests := now.CommittedBytes-r.committed.CommittedBytes, now.GuestBytes-r.committed.GuestBytes
 	r.committed = now
@@ -100,7 +108,6 @@ func (r *run) commit() error {
 		r.o.Observer.Committed(bytes)
 	}
 	r.discards.request()
-	return nil
 }
 
 // discard is the step of the discarding loop. The first takes what an earlier

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -83,7 +84,8 @@ type run struct {
 	o Options
 
 	commits, discards *loop
-	committed         clone.Status // when uncommitted was last released; of the committing loop
+	accounting        sync.Mutex
+	committed         clone.Status // when uncommitted was last released; under accounting
 	unsettledBytes    int64        // discarded and not released from twice; of the discarding loop
 
 	// uncommitted bounds the bytes that a crash makes us copy again: what is in
@@ -104,17 +106,44 @@ type run struct {
 	starved starvation
 }
 
+// guestPoll is how often a run that has nothing left to do looks whether guests have
+// finished with the regions that they are filling.
+const guestPoll = 5 * time.Millisecond
+
 // copyAll plans and copies until nothing is left, or something fails.
 func (r *run) copyAll(ctx context.Context) error {
 	r.workers.SetLimit(int(max(1, r.o.ThresholdRegions/r.o.BatchRegions)))
 	failing, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	err := r.plan(failing, fail)
-	_ = r.workers.Wait() // workers report through fail
-	if cause := context.Cause(failing); cause != nil {
-		return cause
+	for {
+		err := r.plan(failing, fail)
+		_ = r.workers.Wait() // workers report through fail
+		if cause := context.Cause(failing); cause != nil {
+			return cause
+		}
+		if err != nil || r.covered() {
+			return err
+		}
+		select {
+		case <-failing.Done():
+		case <-time.After(guestPoll):
+		}
 	}
-	return err
+}
+
+// covered says whether every region is Dirty or more, or known as bad. What a guest is
+// filling may yet fail and be left to us.
+func (r *run) covered() bool {
+	var bad uint64
+	r.mu.Lock()
+	for _, b := range r.bad {
+		if r.c.Unhydrated(b.Range) {
+			bad += b.Range.Count
+		}
+	}
+	r.mu.Unlock()
+	s := r.c.Status()
+	return s.Hydrated+s.Dirty+bad >= s.Regions
 }
 
 func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
@@ -136,21 +165,41 @@ func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 			left = all
 			continue
 		}
-		if work.Hole {
-			err = spaceError(r.c.HydrateHole(ctx, work.Range))
-		} else {
-			work.Range, err = r.admit(ctx, work.Range)
-		}
-		if err != nil {
-			return err
-		}
-		if !work.Hole {
-			r.start(ctx, work.Range, fail)
+		after := work.Range.First + 1 // of a bad region
+		if work.Range = r.good(work.Range); !work.Range.Empty() {
+			if work.Range, err = r.do(ctx, work, fail); err != nil {
+				return err
+			}
+			after = work.Range.End()
 		}
 		if !work.Wanted {
-			left = region.Between(work.Range.End(), all.End())
+			left = region.Between(after, all.End())
 		}
 	}
+}
+
+// do does work, or has it done, or a leading part of it, and says what that is.
+func (r *run) do(ctx context.Context, work clone.Work, fail context.CancelCauseFunc) (region.Range, error) {
+	if work.Hole {
+		return work.Range, spaceError(r.c.HydrateHole(ctx, work.Range))
+	}
+	part, err := r.admit(ctx, work.Range)
+	if err == nil {
+		r.start(ctx, part, fail)
+	}
+	return part, err
+}
+
+// good is the part of a range before the first region that is known as bad.
+func (r *run) good(within region.Range) region.Range {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range r.bad {
+		if !b.Range.Intersect(within).Empty() {
+			within.Count = uint64(max(b.Range.First, within.First) - within.First)
+		}
+	}
+	return within
 }
 
 // admit waits until the range, or a leading part of it, may be copied.
@@ -203,6 +252,7 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 // copied asks for a commit once half a transaction's worth is dirty, so that the
 // other half can be copied while it is committed.
 func (r *run) copied() {
+	r.account()
 	if r.c.Status().DirtyBytes >= r.o.CommitBytes/2 {
 		r.commits.request()
 	}

@@ -158,7 +158,9 @@ func (r *run) recoverSpace(ctx context.Context) (again bool, err error) {
 	if copied := r.c.Status().CopiedBytes; copied > r.starved.copiedBytes {
 		r.starved.copiedBytes, r.starved.tries = copied, 0
 	}
-	r.starved.tries++
+	if cause != nil { // else nothing was tried in vain; plans may end while guests fill regions
+		r.starved.tries++
+	}
 	tries := r.starved.tries
 	r.mu.Unlock()
 	if cause == nil {
