@@ -1,6 +1,7 @@
 // Package clone makes one device of a source and a destination, and decides what
 // may happen to a region: when it is copied, when it counts as hydrated, and when
-// its source may be destroyed. All safety of the program is in this package.
+// its source may be destroyed. All safety of the program is in this package. Guests,
+// who use the device while it hydrates, read, write, trim and flush through it.
 //
 // # States
 //
@@ -10,13 +11,20 @@
 //	    ├──── copy failed ────┘                │
 //	    └──── flush or commit failed ──────────┘
 //
+// A guest's write or trim of an Unhydrated region takes it along the same arrows: it
+// is Hydrating while the guest's bytes go to the destination, and Dirty after that.
+// What covers whole regions skips the copy, what covers a part has the rest copied.
+// Dirty and Hydrated regions are written to in place and stay what they are.
+//
 // A crash makes Hydrating and Dirty regions Unhydrated. Hydrated stays. Discarded
 // may fall back to Hydrated, and is then discarded once more.
 //
 //	transition                 function             what holds after it
-//	Unhydrated → Hydrating     regions.claim        nobody else copies the region
+//	Unhydrated → Hydrating     regions.claim        nobody else fills the region
+//	  the same, for a guest    regions.beginChange
 //	Hydrating  → Unhydrated    regions.release      the destination may hold anything
 //	Hydrating  → Dirty         regions.soil         the destination was sent every byte
+//	  the same, for a guest    regions.soilChanged  and has the only copy of it
 //	Dirty      → sealed        regions.seal         the next flush covers every byte
 //	sealed     → Hydrated      regions.publish      destination and journal survive power loss
 //	Dirty, sealed → Unhydrated regions.forget       as after a crash; the clone is read-only
@@ -26,14 +34,59 @@
 //	Hydrated → Unhydrated      regions.distrust     after Open only: the destination has lost
 //	                                                the region, the source was seen to hold it
 //
+// # Guests
+//
+// A guest sees a disk with a volatile write cache. What Flush has returned for is
+// durable. Of what was written, zeroed or trimmed since, a crash leaves each sector
+// as it was at the last Flush or as it was written at some time after it; a region
+// that was not Hydrated then falls back as a whole to what the source holds, which is
+// what it held at the last Flush. A trimmed range reads as zeros, in parts of regions
+// as well; after a Flush the source's bytes never come back.
+//
+// Reads have one rule: the destination answers for what is Hydrated and for what a
+// guest has changed; the source answers for the rest, Dirty regions among it, since
+// the destination may drop what no flush has covered.
+//
+//	state        read from                  write, zero, trim
+//	Unhydrated   source, hydrated next      whole: to the destination; part: copied first
+//	Hydrating    source                     waits for the region
+//	Dirty        source, or destination     in place; the destination answers from then on
+//	             once a guest changed it
+//	sealed       as Dirty                   in place; waits for a commit if a checksum
+//	                                        is on its way to the journal
+//	Hydrated     destination                in place; waits for a commit if the journal
+//	                                        has a checksum
+//
+// The journal keeps checksums of regions as they were copied. Before a guest's first
+// write to a region in place, a transaction that takes the checksum out has to be
+// durable, so that no crash leaves a wrong one behind. It does so for all of a block
+// of Config.BufferBytes at once: guests wait for a commit once in each block, and again
+// once after a restart. A region that was copied for a guest, or is written to while
+// Dirty, never gets a checksum; one that was trimmed as a whole is recorded as zeros.
+//
+// When a flush or a commit fails, the clone is read-only. Dirty regions belong to the
+// source again, and acknowledged writes to them that no Flush had covered are lost,
+// as with a disk that loses its cache: each such region is as at the last Flush that
+// succeeded. Hydrated regions show what the destination has, each sector as at that
+// Flush or as written later. So nothing that was flushed is lost or mixed with what
+// is older, and a restart shows the same, or more of what was written. In between,
+// from the moment when the destination loses something until its Flush has returned
+// with the error, reads of what guests have changed show what the destination shows;
+// a read that the failure overtakes is made again.
+//
 // # Invariants
 //
 //	I1   A region is journaled hydrated only after a destination flush that began
 //	     after its last copied byte was written.                      Commit
 //	I2   A source region is discarded only after the transaction that records it
 //	     has committed durably.                                       Commit, Committed
-//	I3   No read of a source region is in flight when it is discarded. beginRead, drainReaders
-//	I5   Hydration never writes a region that is Dirty or Hydrated.   claim
+//	I3   No read of a source region is in flight when it is discarded, those of
+//	     guests included.                                             beginRead, drainReaders
+//	I4   A guest's flush returns only after a commit that covers every write
+//	     acknowledged before it began. Flushes share commits, but none joins one
+//	     that has begun.                                              Commit, turns
+//	I5   Hydration never writes a region that is Dirty or Hydrated, and nobody but
+//	     who claimed it writes one that is Hydrating.                 claim, beginChange
 //	I6   Nothing writes to the source. Discards are whole regions inside the
 //	     device.                                                      Source, discardRegions
 //	I7   A failed flush or commit is never retried in place; modes only go down.
@@ -41,14 +94,15 @@
 //	I8   The journal belongs to this source and this destination.     package service
 //	I9   The journal does not live on the destination.                package service
 //	I10  A hole or zeros are skipped only where the destination is known to read
-//	     zeros; otherwise they are zeroed.                            claim, put, zero
+//	     zeros; otherwise they are zeroed.                            claim, put, zero, send
 //	I11  Before the first discard of a transaction the source says durably that it
 //	     may have begun.                                              discardRegions, Marker
 //	I12  Destination data bypasses the page cache.                    packages loopdev, thin
 //	I13  When in doubt nothing more is discarded, and everything can be read.
 //	                                                                  writable
 //
-// I4, on flushes by users of the device, waits for writes by users.
+// And a checksum in the journal is that of what its region holds, whenever the power may
+// fail (inPlace, announce).
 //
 // Check tests what of this can be tested from outside; package clonetest tests the
 // rest by cutting the power at every step, and clone/model is the same protocol as
@@ -65,10 +119,19 @@
 // crash in between leads to another Recheck. What neither end holds ends all discards.
 // What is noted as discarded has only one copy, and nothing to fall back to.
 //
+// # Locks
+//
+// No lock is held during I/O on the ends, but those that put commits, discards and
+// records of the journal one after the other. The state of the regions has a mutex of
+// its own, which is never held while anything is waited for but a change of that state.
+// Guests and hydration wait for single regions, and hold none while they wait for
+// another one or for a commit.
+//
 // # What is assumed of the media
 //
 // A sector of 512 bytes is written whole or not at all, or reads with an error. A
 // successful flush means durable; a medium that lies about this is caught only by
-// Config.Verify, and only for what it shows at once. What a discard returned for
-// may come back or not after a crash. The journal is atomic and durable at Commit.
+// Config.Verify, and only for what it shows at once and for what was copied: what
+// guests write is not read back. What a discard returned for may come back or not
+// after a crash. The journal is atomic and durable at Commit.
 package clone

@@ -233,6 +233,9 @@ func TestRegion(t *testing.T) {
 		{Hydrated: region.NewSet(regions(0, 4)), Checksums: []journal.Checksum{{Nr: 1, Sum: 11}, {Nr: 2, Sum: 0}}},
 		{Hydrated: region.NewSet(regions(300, 2), regions(900, 1)), Checksums: []journal.Checksum{{Nr: 301, Sum: 301}}},
 		{Hydrated: region.NewSet(regions(301, 1))}, // written again, zeros now
+		{Hydrated: region.NewSet(regions(3, 1), regions(900, 1)), Checksums: []journal.Checksum{
+			{Nr: 3, Sum: journal.WrittenSum}, {Nr: 900, Sum: journal.WrittenSum},
+		}},
 	} {
 		if _, err := j.Commit(tr); err != nil {
 			t.Fatal(err)
@@ -245,6 +248,8 @@ func TestRegion(t *testing.T) {
 		0:      {Hydrated: true, Discarded: true, Tx: 1, HasSum: true},
 		1:      {Hydrated: true, Discarded: true, Tx: 1, HasSum: true, Sum: 11},
 		2:      {Hydrated: true, Discarded: true, Tx: 1, HasSum: true, Sum: journal.NormalSum(0)},
+		3:      {Hydrated: true, Discarded: true, Tx: 1, HasSum: true, Sum: journal.WrittenSum},
+		900:    {Hydrated: true, Tx: 2, HasSum: true, Sum: journal.WrittenSum},
 		4:      {},
 		300:    {Hydrated: true, Discarded: true, Tx: 2, HasSum: true},
 		301:    {Hydrated: true, Tx: 2, HasSum: true},
@@ -261,6 +266,9 @@ func TestRegion(t *testing.T) {
 		if got != want {
 			t.Errorf("region %d: %+v, want %+v", nr, got, want)
 		}
+	}
+	if err := j.Check(); err != nil {
+		t.Error(err)
 	}
 	if _, err := j.Region(20_000); !errors.Is(err, journal.ErrInvalid) {
 		t.Errorf("region behind the end: %v", err)

@@ -122,6 +122,30 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// Regions that users have written to through the migration are no mismatches, and are
+// not passed over in silence.
+func TestVerifyKnowsWrittenRegions(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.image("image", 2*mib)
+	id := s.migrate("image", "moved", moving()).last().ID
+	j, err := journal.Open(s.journalPath(id))
+	s.must(err)
+	_, err = j.Commit(journal.Transaction{
+		Hydrated:  region.NewSet(region.Range{Count: 1}),
+		Checksums: []journal.Checksum{{Nr: 0, Sum: journal.WrittenSum}},
+	})
+	s.must(errors.Join(err, j.Close()))
+	s.overwrite("moved", 100)
+	report, err := s.Verify(context.Background(), id, nil)
+	if err != nil || report.RegionsChecked != 32 || report.WrittenRegions != 1 || report.MismatchRegions != 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	if x, err := s.Explain(id, 100); err != nil || x.Checksum != "written" {
+		t.Errorf("%+v, %v", x, err)
+	}
+}
+
 func (s *site) overwrite(name string, off int64) {
 	s.Helper()
 	f, err := os.OpenFile(s.path(name), os.O_WRONLY, 0)

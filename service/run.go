@@ -19,6 +19,9 @@ import (
 // bufferBytes is the most that one read or write moves.
 const bufferBytes = 2 << 20
 
+// guestQuiet is how long a run keeps out of the way of a guest after a request.
+const guestQuiet = 5 * time.Millisecond
+
 // run brings an open migration as far as it comes, in the direction that its
 // journal says, and tells the sink everything from Started to the end.
 func (m *migration) run(ctx context.Context, sink Sink) error {
@@ -215,6 +218,7 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 		BatchRegions:     o.BatchRegions,
 		CommitPeriod:     o.CommitPeriod,
 		CommitBytes:      o.CommitBytes,
+		GuestQuiet:       guestQuiet,
 		Throttle:         hydrate.NewThrottle(o.BytesPerSecond),
 		DiscardSource:    discard,
 		Space:            r.meter,

@@ -23,8 +23,9 @@
  *     committer: take                          clone.TakeCommitted
  *       Mark, drain and punch, note            clone.DiscardSource: its four steps
  *       Mark                                   Marker.Mark: written, then durable
- *     guest                                    who writes to the device; its flush is
- *                                              a clone.Commit of its own
+ *     guest: begin, write, soil                clone.WriteAt, Zero and Discard:
+ *                                              beginChange, fillClaimed, soilChanged;
+ *                                              its flush is a clone.Commit of its own
  *     reader                                   clone.ReadAt: beginRead, endRead
  *     init: REFUSED                            the mark against the journal, in package
  *                                              service before anything is opened
@@ -57,7 +58,8 @@
  *     N=n            regions, 1 to 3
  *     LIVES=n        lives of the process; each one ends in a crash
  *     WITH_READER    somebody reads the device
- *     WITH_GUEST     somebody writes to it, and flushes
+ *     WITH_GUEST     somebody writes to it, or to a part of a region, and flushes
+ *     WITH_SUMS      the journal keeps checksums, which guests make wrong
  *     WITH_FAILURES  the destination's flush, the journal's commit and the mark may fail
  *     WITH_KILL      crashes that leave the machine running
  *     WITH_JLOSS     between two lives the journal may be lost, or replaced by an
@@ -67,12 +69,15 @@
  *     REACH_*        fails where the model gets to an interesting place, as
  *                    proof that the forms without errors have been there
  *
- * N=2 with two lives and every WITH_ option is 7 million states, with three lives
- * 34 million; N=3 is one million without the guest. All are searched to their end,
- * and with every option no statement is left unreached.
+ * N=2 with two lives and every WITH_ option is 8 million states, and 2 million
+ * without the reader; N=3 is one million without the guest. All are searched to their
+ * end, and with every option no statement is left unreached.
  *
- * Not in the model: writes of parts of a region (they hydrate first), a guest's
- * discards (a full write of zeros as far as the protocol cares), holes, media that
+ * A guest's discard is a write of zeros as far as the protocol cares: what holds for
+ * the one holds for the other. A write of a part of a region makes a whole version of
+ * it only where the rest is there.
+ *
+ * Not in the model: several guests that share a commit, holes, media that
  * lie about a flush, a thin pool that rolls its metadata back, the way back
  * (reverse), and two journals that have a past in common and part later: restored
  * in turn, their transactions have equal numbers and different regions.
@@ -89,6 +94,9 @@
 bit  src_v[N], src_d[N];  /* 1 original data, 0 punched */
 byte dst_v[N], dst_d[N];  /* version */
 byte jv[N], jd[N];        /* the transaction that recorded the region; 0: none did */
+#ifdef WITH_SUMS
+bit  sumv[N], sumd[N];    /* the journal has the checksum of version 1 */
+#endif
 bit  noted[N];            /* the journal notes the region as discarded */
 byte markv, markd;        /* mark on the source: highest transaction whose discards
                              may have begun; 0: no mark */
@@ -103,12 +111,22 @@ byte markv, markd;        /* mark on the source: highest transaction whose disca
 #define DISCARDED  5      /* ... and noted */
 byte st[N];
 bit  busy[N];             /* lock of one region */
+#ifdef WITH_SUMS
+/* A guest writes in place only where no checksum is in the journal or on its way
+   there. A region moves down this list. */
+#define SUMMED    0
+#define ANNOUNCED 1       /* goes with the next transaction */
+#define GOING     2       /* goes with the one that is being committed */
+#define UNSUMMED  3
+byte sum[N];
+#endif
 byte rd[N];               /* reads in flight on the source */
 bit  committing;          /* lock of Commit */
 bit  ro;                  /* mode: read-only. Nothing but a restart resets it */
 
 /* What the checks remember. */
 byte acked[N];            /* version that a flush has promised */
+bit  told[N];             /* the guest was told that its write is done */
 bit  crashed;
 byte life;
 
@@ -126,11 +144,35 @@ inline highestTx() { tx = 0; EACH { if :: jv[k] > tx -> tx = jv[k] :: else fi } 
 
 /* ------------------------------------------------------------------ commit */
 
-inline seal()        { EACH { if :: st[k] == DIRTY -> st[k] = SEALED :: else fi } }
+#ifdef WITH_SUMS
+inline sealSum()     { if :: sum[k] == ANNOUNCED -> sum[k] = GOING :: else fi }
+inline publishSum()  { if :: sum[k] == GOING -> sum[k] = UNSUMMED :: else fi }
+inline journalSum()  {
+	if
+	:: sum[k] == GOING -> sumv[k] = 0
+	:: else -> if :: st[k] == SEALED -> sumv[k] = (sum[k] != UNSUMMED) :: else fi
+	fi
+}
+inline syncSum()     { sumd[k] = sumv[k] }
+inline forgetSum()   { sum[k] = SUMMED }
+#define GOES(k) (st[k] == SEALED || sum[k] == GOING)
+#define SOME_ANNOUNCED (sum[0] == ANNOUNCED)
+#else
+inline sealSum()     { skip }
+inline publishSum()  { skip }
+inline journalSum()  { skip }
+inline syncSum()     { skip }
+inline forgetSum()   { skip }
+#define GOES(k) (st[k] == SEALED)
+#define SOME_ANNOUNCED false
+#endif
+#define SOMETHING_GOES (GOES(0) || GOES(N/2) || GOES(N-1))
+
+inline seal()        { EACH { if :: st[k] == DIRTY -> st[k] = SEALED :: else fi; sealSum() } }
 inline flushed()     { EACH { dst_d[k] = dst_v[k] } }
-inline journalWrite(){ highestTx(); EACH { if :: st[k] == SEALED -> jv[k] = tx+1 :: else fi } }
-inline journalSync() { EACH { jd[k] = jv[k] } }
-inline publish()     { EACH { if :: st[k] == SEALED -> st[k] = HYDRATED :: else fi } }
+inline journalWrite(){ highestTx(); EACH { journalSum(); if :: st[k] == SEALED -> jv[k] = tx+1 :: else fi } }
+inline journalSync() { EACH { jd[k] = jv[k]; syncSum() } }
+inline publish()     { EACH { if :: st[k] == SEALED -> st[k] = HYDRATED :: else fi; publishSum() } }
 
 /* After a failed flush each write since the last good one may be gone, and the
    medium may show that to the next reader. */
@@ -141,7 +183,7 @@ inline writesGone()  { EACH { if :: dst_v[k] != dst_d[k] -> dst_v[k] = dst_d[k] 
 inline abort() {
 	ro = 1; committing = 0; done = 0;
 #ifndef BUG_NOFORGET /* the mistake: reads trust what a failed flush may have lost */
-	EACH { if :: st[k] == DIRTY || st[k] == SEALED -> st[k] = UNHYDRATED :: else fi }
+	EACH { if :: st[k] == DIRTY || st[k] == SEALED -> st[k] = UNHYDRATED; forgetSum() :: else fi }
 #endif
 }
 
@@ -156,8 +198,13 @@ inline Commit(done, when) {
 #endif
 		fi
 	}
+#ifndef BUG_EMPTYFLUSH
+#define NEEDS_FLUSH done
+#else /* the mistake: where nothing is to be journaled, nothing is flushed */
+#define NEEDS_FLUSH (done && SOMETHING_GOES)
+#endif
 	if
-	:: done ->
+	:: NEEDS_FLUSH ->
 		atomic { !crashed ->
 			if
 			:: flushed()
@@ -177,7 +224,7 @@ inline Commit(done, when) {
 	if :: done -> atomic { !crashed -> seal() } :: else fi;
 #endif
 	if
-	:: done && SOME(SEALED) ->
+	:: done && SOMETHING_GOES ->
 		d_step { !crashed -> journalWrite() }
 #ifdef BUG_EARLY /* the mistake: published before the transaction is durable */
 		atomic { !crashed -> publish() }
@@ -223,7 +270,11 @@ inline Commit(done, when) {
 #endif
 inline soil() { if :: st[i] == UNHYDRATED && MAYSOIL -> st[i] = DIRTY :: else fi }
 
+#ifndef BUG_RECOPY
 #define COPYABLE(r) (!crashed && !ro && st[r] == UNHYDRATED && !LOCKED(r))
+#else /* the mistake: what is dirty is copied once more */
+#define COPYABLE(r) (!crashed && !ro && st[r] <= DIRTY && !LOCKED(r))
+#endif
 
 /* Copies region after region, in any order: a read can move one forward. */
 inline startCopy(r) { i = r; LOCK(r); v = src_v[r] }
@@ -283,14 +334,14 @@ inline Mark(done) {
 #define REACHED_DONE skip
 #endif
 
-/* The background run: commits while something is dirty, discards what is
-   committed. The mode is looked at before a discard begins; one that has begun
+/* The background run: commits while something is dirty or announced (which the
+   program leaves to the guest who announces it), discards what is committed. The mode is looked at before a discard begins; one that has begun
    may end, since its regions are committed. */
 proctype committer() {
 	byte i; bit done;
 	{
 		do
-		:: Commit(done, SOME(DIRTY) || ro); if :: done -> done = 0 :: else -> break fi
+		:: Commit(done, SOME(DIRTY) || SOME_ANNOUNCED || ro); if :: done -> done = 0 :: else -> break fi
 		:: d_step { !crashed && !ro && SOME(HYDRATED) ->
 				EACH { if :: st[k] == HYDRATED -> st[k] = TAKEN :: else fi };
 				i = 0 }
@@ -313,20 +364,71 @@ proctype committer() {
 	} UNLESS_CRASHED
 }
 
-/* Overwrites one region and flushes; in each life it is another version. */
+/* Overwrites one region, or a part of it, and flushes; in each life it is another
+   version. */
 #define GUEST_VERSION (2 + life)
 
-proctype guest() {
-	byte i; bit done;
-	{
-		if
-		:: d_step { !crashed && !ro && !busy[0] -> i = 0; busy[0] = 1 }
-#if N > 1
-		:: d_step { !crashed && !ro && !busy[N-1] -> i = N-1; busy[N-1] = 1 }
+/* Nobody else fills the region. */
+#define FREE(r) (!crashed && !ro && !busy[r])
+
+#ifndef BUG_PARTIAL
+#define REST(r) (src_v[r])
+#else /* the mistake: a write of a part of a region does not copy the rest */
+#define REST(r) 0
 #endif
-		fi;
-		d_step { !crashed -> dst_v[i] = GUEST_VERSION }
-		d_step { !crashed -> soil(); busy[i] = 0 }
+
+#ifndef BUG_TRIM
+#define FORGETS(whole) skip
+#else /* the mistake: a trim of a region is only taken as a hint to spare the copy */
+#define FORGETS(whole) if :: whole && fills -> fills = 0; busy[i] = 0 :: else fi
+#endif
+
+/* v is what comes of the write: a whole version, or a part with nothing around it. */
+inline begin(r, whole) {
+	i = r;
+	if
+	:: whole -> v = 1
+	:: !whole && st[r] == UNHYDRATED -> v = REST(r)
+	:: !whole && st[r] != UNHYDRATED -> v = dst_v[r] >= 1
+	fi;
+	if
+	:: st[r] == UNHYDRATED -> busy[r] = 1; fills = 1
+	:: else -> unsum(r)
+	fi;
+	FORGETS(whole)
+}
+
+#ifdef WITH_SUMS
+#define IN_PLACE(r) (st[r] <= DIRTY || sum[r] == UNSUMMED)
+inline unsum(r) { sum[r] = UNSUMMED }
+#else
+#define IN_PLACE(r) true
+inline unsum(r) { skip }
+#endif
+#ifndef BUG_LAZYSUM
+#define MAY_BEGIN(r) (FREE(r) && IN_PLACE(r))
+#else /* the mistake: a checksum goes with the next commit, after the write */
+#define MAY_BEGIN(r) FREE(r)
+#endif
+
+proctype guest() {
+	byte i; bit done, v, fills;
+	{
+		do
+		:: d_step { MAY_BEGIN(0) -> begin(0, true) }; break
+		:: d_step { MAY_BEGIN(0) -> begin(0, false) }; break
+#if N > 1
+		:: d_step { MAY_BEGIN(N-1) -> begin(N-1, true) }; break
+		:: d_step { MAY_BEGIN(N-1) -> begin(N-1, false) }; break
+#endif
+#ifdef WITH_SUMS
+		:: d_step { FREE(0) && !MAY_BEGIN(0) && sum[0] == SUMMED -> sum[0] = ANNOUNCED }
+#endif
+		od;
+		atomic { !crashed -> dst_v[i] = (v -> GUEST_VERSION : 0) };
+		d_step { !crashed ->
+			if :: fills -> soil(); unsum(i); busy[i] = 0 :: else fi;
+			told[i] = !ro; fills = 0; v = 0 }
 #ifndef BUG_ACK
 		Commit(done, true);
 #else /* the mistake: the guest's flush reaches the destination, but not the journal */
@@ -338,18 +440,35 @@ proctype guest() {
 
 #define ON_SOURCE      1
 #define ON_DESTINATION 2
+#define IN_CACHE       3      /* on the destination, and not promised to anybody */
+
+/* Only a guest's write makes a version above 1. */
+#ifndef BUG_STALE
+#define CHANGED(r) (dst_v[r] > 1)
+#else /* the mistake: what is not hydrated is read from the source */
+#define CHANGED(r) false
+#endif
 
 inline startRead(r) {
-	i = r; before = ro;
+	i = r; need = told[r];
+	assert(!ro || st[r] == UNHYDRATED || st[r] >= HYDRATED);
 	if
-	:: st[r] >= DIRTY -> from = ON_DESTINATION
+	:: st[r] >= HYDRATED -> from = ON_DESTINATION
+	:: st[r] < HYDRATED && st[r] != UNHYDRATED && CHANGED(r) -> from = IN_CACHE
 	:: else -> from = ON_SOURCE; rd[r]++
 	fi
 }
 
-/* Reads any region, again and again. */
+#ifndef BUG_OVERTAKEN
+#define OVERTAKEN (from == IN_CACHE && ro)
+#else /* the mistake: a read is believed whose bytes a failed flush may have lost */
+#define OVERTAKEN false
+#endif
+
+/* Reads any region, again and again. What a guest has been told before a read began,
+   the read shows, unless a flush has failed. */
 proctype reader() {
-	byte i, from; bit before;
+	byte i, from; bit need;
 	{
 		do
 		:: d_step { !crashed && from == 0 -> startRead(0) }
@@ -358,25 +477,35 @@ proctype reader() {
 #endif
 		:: d_step { !crashed && from == ON_SOURCE ->
 				assert(src_v[i] == 1); /* I3 */
-				rd[i]--; from = 0; before = 0; i = 0 }
-		:: d_step { !crashed && from == ON_DESTINATION ->
-				/* Only under a read that began before it may a failed flush
-				   have lost the bytes. */
-				assert(dst_v[i] >= 1 || (ro && !before && st[i] < HYDRATED));
-				from = 0; before = 0; i = 0 }
+				assert(!need || ro);
+				rd[i]--; from = 0; need = 0; i = 0 }
+		:: d_step { !crashed && from >= ON_DESTINATION ->
+				assert(OVERTAKEN || dst_v[i] >= 1);
+				assert(!need || ro || dst_v[i] == GUEST_VERSION);
+				from = 0; need = 0; i = 0 }
 		od
 	} UNLESS_CRASHED
 }
 
 /* ------------------------------------------------------ crash and restart */
 
+#ifdef WITH_SUMS
+inline loseSum()   { sumv[k] = sumd[k] }
+inline noSum()     { sumv[k] = 0; sumd[k] = 0 } /* an older backup can have wrong ones */
+#define SUM_FITS(k) (!sumd[k] || dst_d[k] == 1)
+#else
+inline loseSum()   { skip }
+inline noSum()     { skip }
+#define SUM_FITS(k) true
+#endif
+
 inline forgetMemory() {
 	ro = 0; committing = 0;
-	EACH { st[k] = UNHYDRATED; busy[k] = 0; rd[k] = 0 }
+	EACH { st[k] = UNHYDRATED; busy[k] = 0; rd[k] = 0; told[k] = 0; forgetSum() }
 }
 
 inline powerLoss() {
-	if :: journalSync() :: EACH { jv[k] = jd[k] } fi;
+	if :: journalSync() :: EACH { jv[k] = jd[k]; loseSum() } fi;
 	if :: markd = markv :: markd != markv -> markv = markd fi;
 	EACH {
 		if :: dst_d[k] = dst_v[k] :: dst_d[k] != dst_v[k] -> dst_v[k] = dst_d[k] fi;
@@ -391,7 +520,7 @@ inline powerLoss() {
 inline checkMedia() {
 	EACH {
 		if
-		:: jd[k] -> assert(dst_d[k] >= 1 && dst_d[k] >= acked[k])
+		:: jd[k] -> assert(dst_d[k] >= 1 && dst_d[k] >= acked[k] && SUM_FITS(k))
 		:: else  -> assert(src_d[k] == 1 && acked[k] <= 1)
 		fi
 	}
@@ -412,7 +541,8 @@ inline loseJournal() {
 	:: kept < tx || lost ->
 		EACH {
 			if :: jv[k] > kept -> jv[k] = 0; acked[k] = 1; noted[k] = 0 :: else fi;
-			jd[k] = jv[k]
+			jd[k] = jv[k];
+			noSum()
 		}
 	:: else
 	fi

@@ -162,6 +162,7 @@ func TestExplainText(t *testing.T) {
 			Owner: "/dev/vg/a", Transaction: 12, Committed: &noon, DiscardedAt: &discarded, Checksum: "00d0adbeefc0ffee",
 		}},
 		{"zeros", service.Explanation{ID: "a1b2c3", RegionBytes: 1 << 20, State: "hydrated", Owner: "/dev/vg/a", Transaction: 1, Committed: &noon, Checksum: "zeros"}},
+		{"written", service.Explanation{ID: "a1b2c3", RegionBytes: 1 << 20, State: "hydrated", Owner: "/dev/vg/a", Transaction: 1, Committed: &noon, Checksum: "written"}},
 		{"bad", service.Explanation{ID: "a1b2c3", RegionBytes: 1 << 20, State: "bad", Owner: "/images/\x07a", Error: "input/output error\n"}},
 	}
 	for _, test := range tests {
@@ -244,6 +245,10 @@ func TestVerifyReport(t *testing.T) {
 	w = newWorld(&fakeService{verified: report, err: failure})
 	w.run([]string{"verify", "a1", "--json"})
 	golden(t, "verify-json", w.out.String())
+
+	w = newWorld(&fakeService{verified: service.VerifyReport{ID: "a1b2c3", RegionsChecked: 2048, BytesRead: gib, WrittenRegions: 12}})
+	w.run([]string{"verify", "a1"})
+	golden(t, "verify-written", w.out.String())
 
 	w = newWorld(&fakeService{verified: service.VerifyReport{ID: "a1b2c3", RegionsChecked: 1}})
 	if code := w.run([]string{"verify", "a1"}); code != 0 || w.err.Len() > 0 {
