@@ -68,12 +68,12 @@ func TestGuestCrashUnderConcurrentWorkers(t *testing.T) {
 // good, in every way. Guests are told, nothing that was flushed is lost, and a new
 // process finishes the run.
 func TestGuestEveryCallFails(t *testing.T) {
-	count := 3
+	count := 2
 	switch {
 	case nightly():
 		count = 60
 	case testing.Short():
-		count = 2
+		count = 1
 	}
 	setups := clonetest.GuestSetups().Filter(func(s clonetest.Setup) bool {
 		return s.DeviceBytes > 4*s.RegionBytes && len(s.Content) < 10

@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"errors"
 	"io"
 	"testing"
 
@@ -54,7 +55,7 @@ func TestFlushesShareCommits(t *testing.T) {
 		}
 		c.turns.begin()
 		second.end(io.EOF)
-		if err := third.err; err != io.EOF {
+		if err := third.err; !errors.Is(err, io.EOF) {
 			t.Errorf("the third was told %v", err)
 		}
 	})

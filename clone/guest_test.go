@@ -174,7 +174,7 @@ func TestFault36NoSpaceForGuests(t *testing.T) {
 		}
 		readAll(t, m, c)
 		if st := c.Status(); st.Mode != clone.ReadWrite || st.Hydrating != 0 || st.Dirty != 0 {
-			t.Errorf("%s: status %+v", name, st)
+			t.Fatalf("%s: status %+v", name, st)
 		}
 		change(t, m, c, clonetest.GuestWrite, r[0], r[1])
 		if err := errors.Join(m.Flush(c.Flush), m.Crash(random(1, 1), clonetest.LoseAll).Owners()); err != nil {
@@ -221,6 +221,9 @@ func TestGuestChangesNothingWhenReadOnly(t *testing.T) {
 		t.Fatalf("flush: %v", err)
 	}
 	m.Inject(clonetest.Fault{})
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
 	readAll(t, m, c)
 	before := m.Steps()
 	for off := int64(0); off < c.Bytes(); off += 4 << 10 {

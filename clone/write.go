@@ -123,6 +123,7 @@ func (c *Clone) changeRun(w change, op string) (int64, error) {
 		}
 		// A flush that failed meanwhile may have lost it.
 		return w.n, c.writable()
+	case changeClaimed: // below
 	}
 	copied, err := c.fillClaimed(run, clean, w, op)
 	if err != nil {

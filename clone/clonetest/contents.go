@@ -117,13 +117,14 @@ func (c *contents) flushed(m marks) {
 }
 
 // check says whether a read of p at off was right, given what was acknowledged when
-// it began. With any, it may show whatever no flush has made impossible.
-func (c *contents) check(p []byte, off int64, began marks, any bool) error {
+// it began. If a flush or commit has failed, or the power, it may have fallen back to
+// whatever no flush has made impossible.
+func (c *contents) check(p []byte, off int64, began marks, fallen bool) error {
 	for i, number := range began.numbers {
 		s := &c.sectors[began.first+i]
 		start := int64(began.first+i) * sectorBytes
 		from, to := max(off, start), min(off+int64(len(p)), start+int64(len(s.versions[0].data)))
-		if any || c.lost {
+		if fallen || c.lost {
 			number = min(number, s.promised)
 		}
 		possible := s.since(number)

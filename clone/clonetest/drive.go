@@ -105,7 +105,8 @@ func (d *driver) copyOne(within region.Range) (worked bool, err error) {
 	if work.Range.Empty() {
 		return false, fmt.Errorf("%w: work without regions at %d", ErrViolation, work.Range.First)
 	}
-	defer d.hold(work.Range)()
+	d.hold(work.Range)
+	defer d.release()
 	if work.Hole {
 		return true, d.c.HydrateHole(context.Background(), work.Range)
 	}
@@ -113,12 +114,14 @@ func (d *driver) copyOne(within region.Range) (worked bool, err error) {
 	return true, err
 }
 
-// hold notes that a range is being worked on, until what it returns is called.
-func (d *driver) hold(run region.Range) (release func()) {
+// hold notes that a range is being worked on, until release.
+func (d *driver) hold(run region.Range) {
 	d.held = append(d.held, run)
 	d.begun.Add(run)
-	return func() { d.held = d.held[:len(d.held)-1] }
 }
+
+// release ends the last hold.
+func (d *driver) release() { d.held = d.held[:len(d.held)-1] }
 
 // asCommit does what may commit the settled regions.
 func (d *driver) asCommit(settled *region.Set, do func() error) error {
@@ -202,7 +205,7 @@ func (d *driver) meanwhile(op Op) {
 
 // other does it, as far as the locks on the stack allow.
 func (d *driver) other(op Op) error {
-	if d.m.setup.Guests && d.rng.IntN(2) == 0 {
+	if d.m.setup.Guests && d.rng.IntN(3) == 0 {
 		return d.guest()
 	}
 	switch d.rng.IntN(4) {

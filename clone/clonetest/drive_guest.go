@@ -25,7 +25,8 @@ func (d *driver) guest() error {
 		return nil
 	}
 	mayCommit := d.mayCommit(run)
-	defer d.hold(run)()
+	d.hold(run)
+	defer d.release()
 	op := []GuestOp{GuestWrite, GuestWrite, GuestZero, GuestDiscard}[d.rng.IntN(4)]
 	change := func() error { return d.m.Change(d.c, op, off, n, d.rng) }
 	var err error
