@@ -16,6 +16,9 @@ const (
 	changeInPlace
 	// changeAnnounces: the journal has checksums, or is about to: they go first.
 	changeAnnounces
+	// changeRechecks: an earlier process has hydrated the region, and nobody has seen
+	// yet that the destination still holds it.
+	changeRechecks
 )
 
 // beginChange finds out what to do for the first regions of within, of which a
@@ -31,6 +34,8 @@ func (r *regions) beginChange(within, whole region.Range) (step changeStep, run 
 	switch {
 	case r.closed:
 		return changeRefused, first, false
+	case r.doubt.Has(within.First):
+		return changeRechecks, first, false
 	case !r.claimed.Has(within.First):
 		if whole.Has(within.First) {
 			first = region.Between(within.First, min(whole.End(), within.End()))
@@ -70,12 +75,13 @@ func (r *regions) unsum(run region.Range) {
 }
 
 // announce has the next transaction take the checksums of those regions of run out
-// of the journal that are there or on their way there.
+// of the journal that are there or on their way there. Regions in doubt keep theirs:
+// they are still to be judged by them.
 func (r *regions) announce(run region.Range) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for nr := run.First; nr < run.End(); nr++ {
-		if (r.hydrated.Has(nr) || r.sealed.regions.Has(nr)) && !r.unsummed.Has(nr) {
+		if (r.hydrated.Has(nr) || r.sealed.regions.Has(nr)) && !r.unsummed.Has(nr) && !r.doubt.Has(nr) {
 			r.dirty.unsummed.Add(region.Range{First: nr, Count: 1})
 		}
 	}

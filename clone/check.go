@@ -42,8 +42,10 @@ func (c *Clone) Check() error {
 		return fmt.Errorf("%w: %d regions claimed, %d in a state", ErrCheck, r.claimed.Count(), union.Count())
 	case !r.sealed.empty():
 		return fmt.Errorf("%w: %d regions are sealed outside a commit", ErrCheck, r.sealed.regions.Count())
-	case r.doubt.Count() > 0 && overlap(r.doubt, r.ready):
+	case overlap(r.doubt, r.ready):
 		return fmt.Errorf("%w: a region is to be discarded that nobody has rechecked", ErrCheck)
+	case overlap(r.doubt, r.unsummed), overlap(r.doubt, r.dirty.unsummed):
+		return fmt.Errorf("%w: guests write to a region that nobody has rechecked", ErrCheck)
 	case !contains(r.dirty.regions, r.changed):
 		return fmt.Errorf("%w: a region that is not dirty counts as changed and not committed", ErrCheck)
 	case !contains(union, r.unsummed), !contains(union, r.dirty.unsummed):
@@ -82,6 +84,9 @@ func checkState(s journal.State, g region.Geometry) error {
 }
 
 func overlap(a, b *region.Set) bool {
+	if a.Count() == 0 {
+		return false
+	}
 	for run := range b.Ranges() {
 		for nr := run.First; nr < run.End(); nr++ {
 			if a.Has(nr) {

@@ -48,12 +48,22 @@ func TestCheckFindsInconsistencies(t *testing.T) {
 		change func(c *Clone, s *journal.State)
 		want   error
 	}{
-		"two states":              {func(c *Clone, _ *journal.State) { c.regions.hydrated.Add(one(3)) }, ErrCheck},
-		"claimed without a state": {func(c *Clone, _ *journal.State) { c.regions.claimed.Add(one(7)) }, ErrCheck},
-		"a state without a claim": {func(c *Clone, _ *journal.State) { c.regions.claimed.Remove(one(4)) }, ErrCheck},
-		"sealed outside a commit": {func(c *Clone, _ *journal.State) { c.regions.seal() }, ErrCheck},
-		"changed, not dirty":      {func(c *Clone, _ *journal.State) { c.regions.changed.Add(one(2)) }, ErrCheck},
-		"in place, unhydrated":    {func(c *Clone, _ *journal.State) { c.regions.unsummed.Add(one(7)) }, ErrCheck},
+		"two states":                {func(c *Clone, _ *journal.State) { c.regions.hydrated.Add(one(3)) }, ErrCheck},
+		"claimed without a state":   {func(c *Clone, _ *journal.State) { c.regions.claimed.Add(one(7)) }, ErrCheck},
+		"a state without a claim":   {func(c *Clone, _ *journal.State) { c.regions.claimed.Remove(one(4)) }, ErrCheck},
+		"sealed outside a commit":   {func(c *Clone, _ *journal.State) { c.regions.seal() }, ErrCheck},
+		"changed, not dirty":        {func(c *Clone, _ *journal.State) { c.regions.changed.Add(one(2)) }, ErrCheck},
+		"in place, unhydrated":      {func(c *Clone, _ *journal.State) { c.regions.unsummed.Add(one(7)) }, ErrCheck},
+		"in doubt, unhydrated":      {func(c *Clone, _ *journal.State) { c.regions.doubt.Add(one(7)) }, ErrCheck},
+		"in doubt, to be discarded": {func(c *Clone, _ *journal.State) { c.regions.doubt.Add(one(2)) }, ErrCheck},
+		"in doubt and in place": {func(c *Clone, _ *journal.State) {
+			c.regions.doubt.Add(one(1))
+			c.regions.unsummed.Add(one(1))
+		}, ErrCheck},
+		"in doubt, to be announced": {func(c *Clone, _ *journal.State) {
+			c.regions.doubt.Add(one(1))
+			c.regions.dirty.unsummed.Add(one(1))
+		}, ErrCheck},
 		"dirty to be discarded":   {func(c *Clone, _ *journal.State) { c.regions.ready.Add(one(3)) }, ErrCheck},
 		"dirty discarded":         {func(c *Clone, _ *journal.State) { c.regions.discarded.Add(one(3)) }, ErrCheck},
 		"hydrated, not journaled": {func(_ *Clone, s *journal.State) { s.Hydrated.Remove(one(2)) }, ErrCheck},

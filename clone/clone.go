@@ -13,7 +13,7 @@ import (
 // Mode says what a clone still does. Modes only go down (I7).
 type Mode uint32
 
-// The modes. ReadOnly follows a failed flush or commit: nothing is copied,
+// The modes. ReadOnly follows a failed flush or commit, or a loss that was found: nothing is copied,
 // committed or discarded any more, and every byte can still be read.
 const (
 	ReadWrite Mode = iota
@@ -23,7 +23,7 @@ const (
 func (m Mode) String() string { return [...]string{"rw", "ro"}[m] }
 
 // ErrReadOnly is what every change answers once the clone has left ReadWrite.
-var ErrReadOnly = errors.New("the clone is read-only since a flush or a commit failed")
+var ErrReadOnly = errors.New("the clone is read-only since a flush or a commit failed, or bytes were found lost")
 
 // ErrGeometry says that the devices or the journal do not fit the geometry.
 var ErrGeometry = errors.New("sizes do not fit")
@@ -62,6 +62,7 @@ type Clone struct {
 	turns     turns
 	commit    sync.Mutex   // one commit at a time
 	discard   sync.Mutex   // one discard at a time, so that marks only grow
+	judging   sync.Mutex   // one region in doubt is judged at a time; taken before all others
 	record    sync.Mutex   // one write to the journal at a time; taken last
 	marked    journal.TxID // highest mark asked for by this Clone; under discard
 	buffers   buffers

@@ -31,7 +31,7 @@
 //	Hydrated   → handed out    regions.takeCommitted  one discard, and only one, is on its way
 //	handed out → Discarded     regions.noteDiscarded  the source may hold anything
 //	handed out → Hydrated      regions.giveBack     as before takeCommitted
-//	Hydrated → Unhydrated      regions.distrust     after Open only: the destination has lost
+//	Hydrated → Unhydrated      regions.distrust     in doubt since Open only: the destination has lost
 //	                                                the region, the source was seen to hold it
 //
 // # Guests
@@ -117,12 +117,20 @@
 // has lost is copied again if the source is proven to hold it, also by its checksum;
 // the journal goes on to count it as hydrated until it is committed once more, and a
 // crash in between leads to another Recheck. What neither end holds ends all discards.
-// What is noted as discarded has only one copy, and nothing to fall back to.
+// What is noted as discarded has only one copy, and nothing to fall back to. The same
+// holds for what guests have written: it has no checksum, and is believed.
+//
+// Until a region has been rechecked its checksum stays in the journal and no guest
+// changes it: a guest's write or trim there has it rechecked first. What is Unhydrated
+// again is for guests as any Unhydrated region. Until it is committed once more the
+// journal keeps the checksum of what the source holds: after a crash that is what
+// Recheck falls back to, whatever was sent to the destination meanwhile. So guests may
+// read, after a crash, only what was rechecked.
 //
 // # Locks
 //
-// No lock is held during I/O on the ends, but those that put commits, discards and
-// records of the journal one after the other. The state of the regions has a mutex of
+// No lock is held during I/O on the ends, but those that put commits, discards, rechecks
+// of regions and records of the journal one after the other. The state of the regions has a mutex of
 // its own, which is never held while anything is waited for but a change of that state.
 // Guests and hydration wait for single regions, and hold none while they wait for
 // another one or for a commit.

@@ -23,13 +23,13 @@ func (d idle) Flush() error                                             { d.flus
 func (idle) Discard(int64, int64) error                                 { return nil }
 func (j fixedJournal) Commit(journal.Transaction) (journal.TxID, error) { return j.state.Tx + 1, nil }
 
-// idleClone has the given regions of 1 MiB hydrated.
+// idleClone has the given regions of 1 MiB hydrated and discarded, so that none is in doubt.
 func idleClone(t testing.TB, hydrated region.Range, flush func()) *Clone {
 	g, err := region.NewGeometry(1<<30, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := journal.State{Tx: 1, Hydrated: region.NewSet(hydrated), Discarded: region.NewSet()}
+	state := journal.State{Tx: 1, Hydrated: region.NewSet(hydrated), Discarded: region.NewSet(hydrated)}
 	d := idle{flush: flush}
 	c, err := Open(Config{Source: d, Destination: d, Journal: fixedJournal{state: state}, Geometry: g, BufferBytes: 1 << 20})
 	if err != nil {

@@ -92,7 +92,7 @@ var mutants = []mutant{
 		"	return true, nil", "^TestFault38LostRegionsAreCopiedAgain$",
 	},
 	{
-		"lost regions are copied again from anything", "recheck.go", "		if !whole {", "		if false && !whole {", "^TestFault38LostOnBothEnds$",
+		"lost regions are copied again from anything", "recheck.go", "	if !whole {", "	if false && !whole {", "^TestFault38LostOnBothEnds$",
 	},
 	{"a failed copy keeps its regions", "copy.go", "			c.regions.release(run)\n			return copied, err\n", "			return copied, err\n", byMachine},
 	{"nothing is handed out again after a failed discard", "discard.go", "		c.regions.giveBack(done)\n", "", byMachine},
@@ -124,6 +124,11 @@ var guestMutants = []mutant{
 	{"changes of the cache are read after a failed flush", "regions.go", "	r.changed = region.NewSet()\n	r.dirty, r.sealed", "	r.dirty, r.sealed", "^TestGuestChangesNothingWhenReadOnly$"},
 	{"in-place writes go on after a failed flush", "changes.go", "	case r.closed:\n		return changeRefused, first, false\n", "", "^TestGuestChangesNothingWhenReadOnly$"},
 	{"a read that a failed flush overtook is believed", "read.go", "	if from == ownedByCache && c.regions.isClosed() {", "	if false {", "^TestFault47GuestReadOvertakenByFailingFlush$"},
+	{"a guest's change trusts what is in doubt", "write.go", "		return 0, c.recheckBeforeChange(run)", "		c.regions.trust(run)\n		return 0, nil", "^TestFault38GuestChangesWhatIsInDoubt$"},
+	{"regions in doubt lose their checksums", "changes.go", " && !r.doubt.Has(nr) {", " {", "^TestFault38GuestChangesWhatIsInDoubt$"},
+	{"what guests wrote counts as lost", "recheck.go", "	if sum == journal.WrittenSum {\n		return true, nil", "	if sum == journal.WrittenSum {\n		return false, nil", "^TestFault38RecheckBelievesGuests$"},
+	{"guests go on after a loss", "recheck.go", "	c.regions.forget()\n", "", "^TestFault38NoChangesAfterALoss$"},
+	{"what somebody else has judged is judged again", "recheck.go", "	if !c.regions.inDoubt(one) {", "	if c.regions.inDoubt(one) && false {", "^TestFault38GuestOvertakesRecheck$"},
 	{"a failed guest's write keeps its regions", "write.go", "		c.regions.release(run)\n", "", "^TestFault36NoSpaceForGuests$"},
 }
 

@@ -39,7 +39,12 @@ func (e *LostError) Is(target error) bool { return target == ErrLost }
 // clone is read-only from then on and the error is a LostError. Any other error,
 // also that of the context, leaves the rest to another call.
 //
-// It is meant for the time between Open and the first use of the clone.
+// Regions that guests have written to have no checksum, and their bytes exist nowhere
+// else: the destination is believed if it can be read.
+//
+// It is meant for the time between Open and the first use of the clone, and has to be
+// called before guests read: until then they are shown what the destination has. A
+// guest's change of a region that was not rechecked yet has that done first.
 func (c *Clone) Recheck(ctx context.Context) (again []region.Range, err error) {
 	var lost LostError
 	back := region.NewSet()
@@ -53,7 +58,7 @@ func (c *Clone) Recheck(ctx context.Context) (again []region.Range, err error) {
 		}
 	}
 	if len(lost.Offsets) > 0 {
-		c.mode.Store(uint32(ReadOnly))
+		c.endAtLoss()
 		return nil, &lost
 	}
 	for run := range back.Ranges() {
@@ -76,29 +81,81 @@ func (c *Clone) recheckPart(ctx context.Context, part region.Range, back *region
 			return err
 		}
 		one := region.Range{First: nr, Count: 1}
-		if whole, err := c.holds(ctx, DestinationSide, one, sums[nr]); err != nil {
+		switch found, err := c.judge(ctx, one, sums[nr]); {
+		case err != nil:
 			return err
-		} else if whole {
-			c.regions.trust(one)
-			continue
-		}
-		whole, err := c.holds(ctx, SourceSide, one, sums[nr])
-		if err != nil {
-			return err
-		}
-		if !whole {
+		case found == atNeitherEnd:
 			off, _ := c.Geometry.Bytes(one)
 			lost.Offsets = append(lost.Offsets, off)
-			continue
+		case found == atSource:
+			back.Add(one)
 		}
-		c.regions.distrust(one)
-		back.Add(one)
 	}
 	return nil
 }
 
+// recheckBeforeChange is Recheck for one region that a guest is going to change: a
+// change of a part would make it impossible to tell whether the rest is there.
+func (c *Clone) recheckBeforeChange(one region.Range) error {
+	var lost LostError
+	if err := c.recheckPart(context.Background(), one, region.NewSet(), &lost); err != nil {
+		return err
+	}
+	if len(lost.Offsets) > 0 {
+		c.endAtLoss()
+		return &lost
+	}
+	return nil
+}
+
+// endAtLoss leaves ReadWrite, as abort does: between commits, so that none ends well
+// whose regions have been taken back.
+func (c *Clone) endAtLoss() {
+	c.commit.Lock()
+	defer c.commit.Unlock()
+	c.mode.Store(uint32(ReadOnly))
+	c.regions.forget()
+}
+
+// whereabouts says where the bytes of a region were found.
+type whereabouts uint8
+
+const (
+	atDestination whereabouts = iota
+	atSource
+	atNeitherEnd
+)
+
+// judge ends the doubt about one region. It is done by one call at a time, or a guest
+// would write to what one has judged while another one still reads it. As long as a
+// region is in doubt, no transaction has it, and so its checksum stays.
+func (c *Clone) judge(ctx context.Context, one region.Range, sum uint64) (whereabouts, error) {
+	c.judging.Lock()
+	defer c.judging.Unlock()
+	if !c.regions.inDoubt(one) {
+		return atDestination, nil // somebody else was here first
+	}
+	whole, err := c.holds(ctx, DestinationSide, one, sum)
+	if err != nil {
+		return atNeitherEnd, err
+	}
+	if whole {
+		c.regions.trust(one)
+		return atDestination, nil
+	}
+	whole, err = c.holds(ctx, SourceSide, one, sum)
+	if err != nil {
+		return atNeitherEnd, err
+	}
+	if !whole {
+		return atNeitherEnd, nil
+	}
+	c.regions.distrust(one)
+	return atSource, nil
+}
+
 // holds says whether an end holds the bytes of a region with this checksum; 0 stands
-// for zeros only.
+// for zeros only, WrittenSum for whatever can be read.
 func (c *Clone) holds(ctx context.Context, side Side, one region.Range, sum uint64) (bool, error) {
 	if side == DestinationSide && sum == 0 && c.regions.isClean(one) {
 		return true, nil
@@ -123,6 +180,9 @@ func (c *Clone) holds(ctx context.Context, side Side, one region.Range, sum uint
 		found.add(p, off)
 		off += int64(len(p))
 	}
+	if sum == journal.WrittenSum {
+		return true, nil
+	}
 	if len(found.sums) == 0 {
 		return sum == 0, nil
 	}
@@ -142,6 +202,13 @@ func (r *regions) doubted() *region.Set {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.doubt.Clone()
+}
+
+// inDoubt says whether Recheck still has to look at all of a run.
+func (r *regions) inDoubt(run region.Range) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.doubt.HasAll(run)
 }
 
 // isClean says whether the destination is known to read zeros in a run.

@@ -13,9 +13,9 @@ const changeBytes = 1 << 30
 // WriteAt writes to the device for a guest. What was written is durable after the
 // next Flush; a crash before that leaves each sector as it was or as written. It
 // fails with ErrOutside and writes nothing where the range is not on the device,
-// with ErrReadOnly once the clone has left ReadWrite, and with the destination's
-// error, ENOSPC among them: then, too, each sector is as it was or as written, and
-// nothing else is harmed.
+// with ErrReadOnly once the clone has left ReadWrite, with a LostError where Recheck
+// would, and with the destination's error, ENOSPC among them: then, too, each sector
+// is as it was or as written, and nothing else is harmed.
 //
 // Guests may write at the same time; of writes to the same sector any may be the
 // last.
@@ -117,6 +117,8 @@ func (c *Clone) changeRun(w change, op string) (int64, error) {
 	case changeAnnounces:
 		c.regions.announce(c.aligned(run))
 		return 0, c.Commit()
+	case changeRechecks:
+		return 0, c.recheckBeforeChange(run)
 	case changeInPlace:
 		if err := c.send(w, op, false); err != nil {
 			return 0, err

@@ -88,3 +88,20 @@ func (m *Machine) ReadBack(c *clone.Clone, off, n int64) error {
 	}
 	return nil
 }
+
+// Settle reads the device after a crash, and compares it with what flushes have
+// promised. What it shows is all that it may show from then on. It is for machines
+// whose destination has lost something, of which Owners knows nothing.
+func (m *Machine) Settle(c *clone.Clone) error {
+	p := make([]byte, m.setup.DeviceBytes)
+	if _, err := c.ReadAt(p, 0); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.contents.check(p, 0, m.contents.now(0, int64(len(p))), true); err != nil {
+		return fmt.Errorf("after a crash: %w", err)
+	}
+	m.contents.settle(p, 0)
+	return nil
+}
