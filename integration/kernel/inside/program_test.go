@@ -23,7 +23,7 @@ import (
 const programsVariable = "DECANT_TEST_BINARIES"
 
 // patience is how long a program may take in all. What takes longer hangs.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // event is one line of --progress=json.
 type event struct {
