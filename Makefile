@@ -32,7 +32,9 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               fusermount3:fuse3 spin:spin strace:strace sqlite3:sqlite3 swapon:mount \
               mkswap:util-linux prlimit:util-linux addpart:util-linux \
               linux.uml:user-mode-linux insmod:kmod lvs:lvm2 dmsetup:dmsetup \
-              thin_check:thin-provisioning-tools ip:iproute2
+              thin_check:thin-provisioning-tools ip:iproute2 \
+              nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils \
+              qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
 NEED_BENCH := $(NEED_DEMO) linux.uml:user-mode-linux insmod:kmod qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time

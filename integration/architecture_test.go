@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"hydrate":                   {"region", "clone"},
 	"loopdev":                   {},
 	"dm":                        {},
+	"nbd":                       {},
 	"thin":                      {"dm", "loopdev", "thin/metadata"},
 	"thin/metadata":             {},
 	"integration/testkernel":    {},

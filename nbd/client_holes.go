@@ -1,0 +1,112 @@
+package nbd
+
+import (
+	"slices"
+	"sync"
+)
+
+// statusBytes is how much of the export one block status asks about.
+const statusBytes = 1 << 30
+
+// window is what the server has said about a part of the export. It does not change.
+type window struct {
+	start, end int64
+	data       []span // in order, without neighbours that touch; between them are zeros
+}
+
+// extentCache is the window that was asked for last.
+type extentCache struct {
+	mu         sync.Mutex
+	generation uint64 // grows with each forget
+	last       window
+}
+
+// forget makes the next NextData ask again.
+func (e *extentCache) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.generation++
+	e.last = window{}
+}
+
+func (e *extentCache) get() (window, uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last, e.generation
+}
+
+// keep keeps what was asked for at a generation, unless that is over.
+func (e *extentCache) keep(w window, generation uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.generation == generation {
+		e.last = w
+	}
+}
+
+// next is the first data at or behind off, which lies in the window. Without any it is
+// false.
+func (w window) next(off int64) (span, bool) {
+	i, _ := slices.BinarySearchFunc(w.data, off, func(s span, off int64) int {
+		if s.end <= off {
+			return -1
+		}
+		return 1
+	})
+	if i == len(w.data) {
+		return span{}, false
+	}
+	return span{max(off, w.data[i].start), w.data[i].end}, true
+}
+
+// NextData is the first range with data at or behind off, or twice Bytes() if there is
+// none. All between off and it reads as zeros, says the server. Data may go on behind
+// its end. Against a server without block status everything is data.
+func (c *Client) NextData(off int64) (start, end int64, err error) {
+	if err := c.within("look for data", off, 0); err != nil {
+		return 0, 0, err
+	}
+	if !c.export.allocation {
+		return off, c.Bytes(), nil
+	}
+	for off < c.Bytes() {
+		w, generation := c.holes.get()
+		if off < w.start || off >= w.end {
+			if w, err = c.askStatus(off); err != nil {
+				return 0, 0, err
+			}
+			c.holes.keep(w, generation)
+		}
+		if s, ok := w.next(off); ok {
+			return s.start, s.end, nil
+		}
+		off = w.end
+	}
+	return c.Bytes(), c.Bytes(), nil
+}
+
+// askStatus asks the server about the export from off on.
+func (c *Client) askStatus(off int64) (window, error) {
+	start := off &^ (c.export.minBlockBytes - 1)
+	r := call{request: request{
+		command: cmdBlockStatus, offset: uint64(start), length: uint32(min(statusBytes, c.Bytes()-start)),
+	}}
+	if err := c.do(&r); err != nil {
+		return window{}, err
+	}
+	w := window{start: start, end: start}
+	for _, e := range r.extents {
+		// The last one may reach further than was asked for, though not beyond the end.
+		next := min(w.end+int64(e.bytes), c.Bytes())
+		// What is a hole and is not said to read as zeros has to be read.
+		if e.flags&stateZero == 0 && next > w.end {
+			if n := len(w.data); n > 0 && w.data[n-1].end == w.end {
+				w.data[n-1].end = next
+			} else {
+				w.data = append(w.data, span{w.end, next})
+			}
+		}
+		w.end = next
+	}
+	return w, nil
+}
