@@ -3,6 +3,7 @@ package nbd
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -186,7 +187,13 @@ func (c *conn) receive() (request, *buffer, error) {
 // receiveHead waits for a request; an idle client may take as long as it likes.
 func (c *conn) receiveHead() (request, error) {
 	for {
-		head, err := c.in.Peek(requestBytes)
+		head, err := c.in.Peek(4)
+		if err == nil && binary.BigEndian.Uint32(head) != magicRequest {
+			return request{}, fmt.Errorf("%w: a request begins with %x", errProtocol, head)
+		}
+		if err == nil {
+			head, err = c.in.Peek(requestBytes)
+		}
 		if c.stopping.Load() {
 			return request{}, net.ErrClosed
 		}
@@ -200,10 +207,7 @@ func (c *conn) receiveHead() (request, error) {
 		if err != nil {
 			return request{}, fmt.Errorf("%w: %w", errLeft, err)
 		}
-		q, ok := parseRequest(head)
-		if !ok {
-			return q, fmt.Errorf("%w: a request begins with %x", errProtocol, head[:4])
-		}
+		q, _ := parseRequest(head)
 		c.in.Discard(requestBytes) //nolint:errcheck // they have just been seen
 		if q.command == cmdDisconnect {
 			return q, errLeft
