@@ -195,9 +195,8 @@ func (l *link) readSimple(cookie uint64, e errno) error {
 		return err
 	}
 	r := p.call
-	structured := l.session.export.structured
 	switch {
-	case structured && (r.command == cmdRead || r.command == cmdBlockStatus):
+	case l.session.export.structured && r.command == cmdRead || e == success && r.command == cmdBlockStatus:
 		return fmt.Errorf("%w: a simple reply to %s", ErrProtocol, r.command)
 	case e != success:
 		p.fail(e, "")

@@ -147,9 +147,5 @@ func (u URI) String() string {
 	add("tls-hostname", u.TLSHostname)
 	add("tls-certificates", u.TLSCertificates)
 	out.RawQuery = query.Encode()
-	if out.Host == "" {
-		// url.URL leaves out the slashes of an empty host.
-		return out.Scheme + "://" + strings.TrimPrefix(out.String(), out.Scheme+":")
-	}
 	return out.String()
 }
