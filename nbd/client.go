@@ -108,9 +108,9 @@ func Dial(ctx context.Context, uri string, options Options) (*Client, error) {
 		c.end()
 		return nil, fmt.Errorf("connect to %v: %w", u, err)
 	}
-	c.export, c.session = s.export, s
+	c.export = s.export
 	c.dialer <- struct{}{}
-	return c, nil
+	return c, c.adopt(s)
 }
 
 // Close leaves the server. It does not flush. Calls that are under way fail.
@@ -192,14 +192,19 @@ func (c *Client) reconnect(ctx context.Context) error {
 	}
 }
 
-// pause waits the longer, the more attempts in a row have come to nothing.
+// pause waits the longer, the more attempts in a row have come to nothing, and leaves
+// most of the time of the call for the next one.
 func (c *Client) pause(ctx context.Context) error {
 	const first, longest = 20 * time.Millisecond, 2 * time.Second
 	n := c.failures.Load()
 	if n == 0 {
 		return nil
 	}
-	timer := time.NewTimer(min(first<<min(n, 10), longest))
+	wait := min(first<<min(n, 10), longest)
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)/4)
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -227,7 +232,9 @@ func (c *Client) adopt(s *session) error {
 		return err
 	}
 	c.holes.forget()
-	c.session = s
+	if !s.ended { // otherwise the next request makes another one
+		c.session = s
+	}
 	return nil
 }
 
@@ -236,6 +243,7 @@ func (c *Client) adopt(s *session) error {
 func (c *Client) gone(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s.ended = true
 	if c.session == s {
 		c.session = nil
 	}

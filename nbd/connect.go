@@ -186,7 +186,7 @@ func (w *wire) startTLS(ctx context.Context, config *tls.Config) error {
 // ask sends an option and reads what the server says to it; each is called with every
 // message before the last one, which is the error.
 func (w *wire) ask(o option, data []byte, each func(optionReply, []byte) error) error {
-	if _, err := w.stream.Write(appendOption(nil, o, data)); err != nil {
+	if _, err := w.stream.Write(optionMessage(o, data)); err != nil {
 		return err
 	}
 	for range maxOptionReplies {
@@ -294,7 +294,7 @@ func (e *exportInfo) setBlockSizes(least, most uint32) error {
 
 // exportName ends the handshake with a server that knows nothing else.
 func (w *wire) exportName(export string, flags uint16, info *exportInfo) error {
-	if _, err := w.stream.Write(appendOption(nil, optExportName, []byte(export))); err != nil {
+	if _, err := w.stream.Write(optionMessage(optExportName, []byte(export))); err != nil {
 		return err
 	}
 	b := make([]byte, 10, 134)

@@ -141,6 +141,8 @@ func (m *mapped) Extents(off, n int64) ([]Extent, error) {
 	if err := m.enter("extents", off, n); err != nil {
 		return nil, err
 	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	var all []Extent
 	for end := min(off+n, m.Bytes()); off < end; {
 		e := m.units[off/m.unit]
@@ -149,6 +151,13 @@ func (m *mapped) Extents(off, n int64) ([]Extent, error) {
 		off += e.Bytes
 	}
 	return all, nil
+}
+
+// set changes the state of a unit.
+func (m *mapped) set(i int, e Extent) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.units[i] = e
 }
 
 // served is a server that runs until the test ends.
@@ -299,7 +308,7 @@ type message struct {
 // ask sends an option and takes all that is answered.
 func (p *peer) ask(o option, data []byte) (last optionReply, before []message) {
 	p.t.Helper()
-	p.say(appendOption(nil, o, data))
+	p.say(optionMessage(o, data))
 	for {
 		m := p.answer(o)
 		if m.kind == repAck || m.kind&repError != 0 {

@@ -47,12 +47,12 @@ func fuzzServer(t *testing.T) *Server {
 func FuzzServer(f *testing.F) {
 	flags := binary.BigEndian.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes)
 	hello := func(options ...[]byte) []byte { return slices.Concat(append([][]byte{flags}, options...)...) }
-	enter := appendOption(nil, optGo, infoRequest(""))
+	enter := optionMessage(optGo, infoRequest(""))
 	for _, seed := range [][]byte{
 		nil, flags, hello(enter),
-		hello(appendOption(nil, optList, nil), appendOption(nil, optAbort, nil)),
-		hello(appendOption(nil, optExportName, []byte("x")), request{command: cmdRead, length: 512}.appendTo(nil)),
-		hello(appendOption(nil, optStructuredReply, nil), appendOption(nil, optSetMetaContext, contextQuery("", contextAllocation, contextHydrated)),
+		hello(optionMessage(optList, nil), optionMessage(optAbort, nil)),
+		hello(optionMessage(optExportName, []byte("x")), request{command: cmdRead, length: 512}.appendTo(nil)),
+		hello(optionMessage(optStructuredReply, nil), optionMessage(optSetMetaContext, contextQuery("", contextAllocation, contextHydrated)),
 			enter, request{command: cmdBlockStatus, length: mib}.appendTo(nil), request{command: cmdRead, length: mib}.appendTo(nil)),
 		hello(enter, request{command: cmdWrite, length: 5, flags: cmdFlagFUA}.appendTo(nil), []byte("hello"),
 			request{command: cmdWriteZeroes, length: 4096, flags: cmdFlagNoHole}.appendTo(nil), request{command: cmdTrim, length: 4096}.appendTo(nil),

@@ -20,9 +20,9 @@ func TestFault73HandshakeHasADeadline(t *testing.T) {
 		"nothing":                   nil,
 		"half of its flags":         flags[:2],
 		"no option":                 flags,
-		"half of an option":         append(slices.Clone(flags), appendOption(nil, optGo, nil)[:10]...),
-		"half of an option's data":  append(slices.Clone(flags), appendOption(nil, optGo, make([]byte, 100))[:50]...),
-		"options that lead nowhere": append(slices.Clone(flags), appendOption(nil, optList, nil)...),
+		"half of an option":         append(slices.Clone(flags), optionMessage(optGo, nil)[:10]...),
+		"half of an option's data":  append(slices.Clone(flags), optionMessage(optGo, make([]byte, 100))[:50]...),
+		"options that lead nowhere": append(slices.Clone(flags), optionMessage(optList, nil)...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := connect(t, s)
@@ -48,7 +48,7 @@ func TestFault73GarbageEndsTheHandshake(t *testing.T) {
 		"unknown flags": {0, 0, 0, 4},
 		"no option":     append([]byte{0, 0, 0, 3}, make([]byte, 16)...),
 		// Without fixed newstyle there is only EXPORT_NAME.
-		"an option in the old form": append([]byte{0, 0, 0, 0}, appendOption(nil, optList, nil)...),
+		"an option in the old form": append([]byte{0, 0, 0, 0}, optionMessage(optList, nil)...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := connect(t, s)
@@ -88,7 +88,7 @@ func TestFault73ConnectionsAreLimited(t *testing.T) {
 func TestFault74OptionLengthIsBounded(t *testing.T) {
 	s := serveDevice(t, newMemory(mib))
 	header := func(o option, length uint32) []byte {
-		b := appendOption(nil, o, nil)
+		b := optionMessage(o, nil)
 		binary.BigEndian.PutUint32(b[12:], length)
 		return b
 	}
@@ -119,7 +119,7 @@ func TestFault74OptionLengthIsBounded(t *testing.T) {
 		p.accept(optStructuredReply, nil)
 		p.refused(optSetMetaContext, contextQuery(long), repErrInvalid)
 		p.refused(optSetMetaContext, contextQuery("", long), repErrInvalid)
-		p.say(appendOption(nil, optExportName, []byte(long)))
+		p.say(optionMessage(optExportName, []byte(long)))
 		p.gone()
 	})
 	t.Run("lengths that contradict one another", func(t *testing.T) {
@@ -143,7 +143,7 @@ func TestFault75OrderIsKept(t *testing.T) {
 	s := serveDevice(t, &mapped{memory: newMemory(mib), unit: mib, units: []Extent{{}}})
 	t.Run("a second GO", func(t *testing.T) {
 		p := ready(t, s)
-		p.say(appendOption(nil, optGo, infoRequest("")))
+		p.say(optionMessage(optGo, infoRequest("")))
 		p.gone()
 	})
 	t.Run("a request in the handshake", func(t *testing.T) {
@@ -197,7 +197,7 @@ func TestFault85NamesAreLookedUpOnly(t *testing.T) {
 		p.refused(optInfo, infoRequest(name), repErrUnknown)
 		p.accept(optStructuredReply, nil)
 		p.refused(optSetMetaContext, contextQuery(name), repErrUnknown)
-		p.say(appendOption(nil, optExportName, []byte(name)))
+		p.say(optionMessage(optExportName, []byte(name)))
 		p.gone()
 	}
 	greeted(t, s).enter("disk")
@@ -262,7 +262,7 @@ func TestExportNameHasZeroesUnlessNegotiatedAway(t *testing.T) {
 	for flags, zeroes := range map[byte]int{0: 124, flagFixedNewstyle: 124, flagNoZeroes: 0, flagFixedNewstyle | flagNoZeroes: 0} {
 		p := connect(t, s)
 		p.take(18)
-		p.say([]byte{0, 0, 0, flags}, appendOption(nil, optExportName, nil))
+		p.say([]byte{0, 0, 0, flags}, optionMessage(optExportName, nil))
 		b := p.take(10 + zeroes)
 		if size := binary.BigEndian.Uint64(b); size != mib {
 			t.Errorf("the size is %d", size)

@@ -43,7 +43,7 @@ func TestFault86PeersAreAdmittedByTheirUser(t *testing.T) {
 // fault 86: another user cannot connect, though the socket lies in a directory where he
 // may look.
 func TestFault86AnotherUserIsKeptOut(t *testing.T) {
-	dir, err := os.MkdirTemp("", "nbd")
+	dir, err := os.MkdirTemp("", "nbd") //nolint:usetesting // nobody else can enter the one of the test
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ type session struct {
 	links  []*link
 	next   atomic.Uint32
 	gone   chan struct{} // closed when the Client knows that the session has ended
+	ended  bool          // the Client knows; under its mu
 
 	mu  sync.Mutex
 	why error // why it ended; nil while it lives

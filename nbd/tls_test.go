@@ -137,7 +137,7 @@ func TestFault75PlainTextBehindSTARTTLSEndsTheConnection(t *testing.T) {
 	a := newAuthority(t)
 	s := serve(t, Config{Exports: []Export{{Device: newMemory(mib)}}, TLS: a.server(tls.NoClientCert)})
 	p := greeted(t, s)
-	p.say(appendOption(nil, optStartTLS, nil), appendOption(nil, optAbort, nil))
+	p.say(optionMessage(optStartTLS, nil), optionMessage(optAbort, nil))
 	p.gone()
 }
 
@@ -154,7 +154,7 @@ func TestFault75RequiredTLSIsRequiredForEverything(t *testing.T) {
 	p.enter("")
 	p.alive()
 	q := greeted(t, s)
-	q.say(appendOption(nil, optExportName, nil))
+	q.say(optionMessage(optExportName, nil))
 	q.gone()
 	q = greeted(t, s)
 	q.accept(optAbort, nil)

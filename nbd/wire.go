@@ -183,7 +183,8 @@ func (r request) payloadBytes() int64 {
 	return 0
 }
 
-func appendOption(b []byte, o option, data []byte) []byte {
+func optionMessage(o option, data []byte) []byte {
+	b := make([]byte, 0, optionHeaderBytes+len(data))
 	b = binary.BigEndian.AppendUint64(b, magicOption)
 	b = binary.BigEndian.AppendUint32(b, uint32(o))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))

@@ -27,7 +27,7 @@ func TestMessagesHaveTheirBytes(t *testing.T) {
 			request{flags: 1, command: cmdWrite, cookie: 0x0102030405060708, offset: 0x1122334455667788, length: 0x200}.appendTo(nil),
 			"25609513" + "0001" + "0001" + "0102030405060708" + "1122334455667788" + "00000200",
 		},
-		"option":       {appendOption(nil, optGo, []byte("ab")), "49484156454f5054" + "00000007" + "00000002" + "6162"},
+		"option":       {optionMessage(optGo, []byte("ab")), "49484156454f5054" + "00000007" + "00000002" + "6162"},
 		"option reply": {appendOptionReply(nil, optList, repErrUnsup, []byte("a"), []byte("b")), "0003e889045565a9" + "00000003" + "80000001" + "00000002" + "6162"},
 		"simple reply": {simple.head[:simple.headBytes], "67446698" + "00000005" + "0000000000000007"},
 		"none":         {none.head[:none.headBytes], "668e33ef" + "0001" + "0000" + "0000000000000007" + "00000000"},
