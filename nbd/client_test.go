@@ -141,8 +141,8 @@ func TestLargeRequestsAreDivided(t *testing.T) {
 
 func TestServerErrorsKeepTheirMeaning(t *testing.T) {
 	d := newMemory(mib)
-	c := dial(t, serveDevice(t, d).uri(""), Options{})
 	d.before = func(access) error { return unix.ENOSPC }
+	c := dial(t, serveDevice(t, d).uri(""), Options{})
 	_, err := c.WriteAt(make([]byte, 10), 20)
 	var answer *ServerError
 	if !errors.Is(err, unix.ENOSPC) || !errors.As(err, &answer) || answer.Op != "write" || answer.Off != 20 || answer.Bytes != 10 {
@@ -183,7 +183,7 @@ func TestClientWorksWithSmallServers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPuppet(t)
 			set(p)
-			c := dial(t, p.uri(), Options{})
+			c := dial(t, p.start(), Options{})
 			if c.Bytes() != puppetBytes {
 				t.Errorf("%d bytes", c.Bytes())
 			}
@@ -206,7 +206,7 @@ func TestClientWorksWithSmallServers(t *testing.T) {
 func TestServerWithoutAbilities(t *testing.T) {
 	p := newPuppet(t)
 	p.flags = flagHasFlags
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	requireError(t, "flush", c.Flush(), unix.EOPNOTSUPP)
 	requireError(t, "discard", c.Discard(0, 512), unix.EOPNOTSUPP)
 	requireError(t, "zero", c.Zero(0, 3*mib/4), nil)
@@ -229,7 +229,7 @@ func TestServerWithLargeBlocks(t *testing.T) {
 		p.chunk(w, q, chunkFlagDone, chunkOffsetData, q.offset, content[q.offset:q.offset+uint64(q.length)])
 		return true
 	}
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	for _, r := range []span{{0, 1}, {4095, 4097}, {4096, 8192}, {1, mib}, {mib - 1, mib}, {100, 200000}} {
 		b := make([]byte, r.end-r.start)
 		if _, err := c.ReadAt(b, r.start); err != nil || !bytes.Equal(b, content[r.start:r.end]) {
@@ -264,7 +264,7 @@ func TestRepliesInPiecesAreJoined(t *testing.T) {
 		p.chunk(w, q, chunkFlagDone, chunkNone)
 		return true
 	}
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	b := bytes.Repeat([]byte{0xff}, 512)
 	if _, err := c.ReadAt(b, 1000); err != nil {
 		t.Fatal(err)
@@ -336,7 +336,7 @@ func TestClientRefusesWhatMakesNoSense(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPuppet(t)
 			p.answer = func(w io.Writer, q request, _ []byte) bool { answer(p, w, q); return true }
-			c := dial(t, p.uri(), Options{})
+			c := dial(t, p.start(), Options{})
 			_, err := c.ReadAt(make([]byte, n), 4096)
 			requireError(t, "read", err, ErrProtocol)
 			if n := p.count(cmdRead); n != 1 {
@@ -369,7 +369,7 @@ func TestErrorsInAnyFormAreErrors(t *testing.T) {
 	} {
 		p := newPuppet(t)
 		p.answer = func(w io.Writer, q request, _ []byte) bool { answer(p, w, q); return true }
-		c := dial(t, p.uri(), Options{})
+		c := dial(t, p.start(), Options{})
 		_, err := c.ReadAt(make([]byte, 512), 0)
 		if !errors.Is(err, unix.ENOSPC) || p.count(cmdRead) != 1 {
 			t.Errorf("%s: %v", name, err)

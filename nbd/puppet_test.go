@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// puppet is a server that does what a test wants. Its fields are set before it is used.
+// puppet is a server that does what a test wants. Its fields are set before start.
 type puppet struct {
 	t        *testing.T
 	socket   string
@@ -46,7 +46,6 @@ func newPuppet(t *testing.T) *puppet {
 		open:     map[net.Conn]bool{},
 	}
 	p.answer = func(w io.Writer, q request, _ []byte) bool { return p.succeed(w, q) }
-	p.listen()
 	t.Cleanup(p.close)
 	return p
 }
@@ -112,7 +111,11 @@ func (p *puppet) count(c command) (n int) {
 	return n
 }
 
-func (p *puppet) uri() string { return URI{Network: "unix", Address: p.socket}.String() }
+// start listens, and tells where.
+func (p *puppet) start() string {
+	p.listen()
+	return URI{Network: "unix", Address: p.socket}.String()
+}
 
 func (p *puppet) serve(c net.Conn) {
 	in := bufio.NewReader(c)

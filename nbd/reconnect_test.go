@@ -36,7 +36,7 @@ func TestReadsAreRepeatedOverALostConnection(t *testing.T) {
 			p := newPuppet(t)
 			p.once(cmdRead, f(p))
 			// Only silence has to be waited for.
-			c := dial(t, p.uri(), Options{RequestTime: map[bool]time.Duration{true: 20 * time.Millisecond}[name == "silence"]})
+			c := dial(t, p.start(), Options{RequestTime: map[bool]time.Duration{true: 20 * time.Millisecond}[name == "silence"]})
 			b := bytes.Repeat([]byte{0xff}, 512)
 			if _, err := c.ReadAt(b, 0); err != nil || !bytes.Equal(b, make([]byte, 512)) {
 				t.Errorf("%v, %x", err, b)
@@ -54,7 +54,7 @@ func TestBlockStatusIsRepeatedOverALostConnection(t *testing.T) {
 		p.chunk(w, q, 0, chunkBlockStatus, uint32(42), uint32(1000), uint32(stateZero))
 		return false
 	})
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	if start, end, err := c.NextData(0); start != 0 || end != puppetBytes || err != nil {
 		t.Errorf("data is [%d,%d), %v", start, end, err)
 	}
@@ -66,7 +66,7 @@ func TestWritesAreNotRepeated(t *testing.T) {
 	for _, kind := range []command{cmdWrite, cmdWriteZeroes} {
 		p := newPuppet(t)
 		p.once(kind, hangUp)
-		c := dial(t, p.uri(), Options{})
+		c := dial(t, p.start(), Options{})
 		change := func() error {
 			if kind == cmdWrite {
 				_, err := c.WriteAt(make([]byte, 512), 0)
@@ -88,7 +88,7 @@ func TestDiscardsAreRepeatedUnlessTheClientHasWritten(t *testing.T) {
 	for _, wrote := range []bool{false, true} {
 		p := newPuppet(t)
 		p.once(cmdTrim, hangUp)
-		c := dial(t, p.uri(), Options{})
+		c := dial(t, p.start(), Options{})
 		want, count := error(nil), 2
 		if wrote {
 			if _, err := c.WriteAt([]byte{1}, 0); err != nil {
@@ -125,7 +125,7 @@ func TestFault79FlushNeverCoversWhatALostConnectionTookAlong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPuppet(t)
 			p.flags |= flagCanMultiConn
-			c := dial(t, p.uri(), Options{Connections: 3})
+			c := dial(t, p.start(), Options{Connections: 3})
 			write := func() error { _, err := c.WriteAt([]byte{1}, 0); return err }
 			requireError(t, "write", write(), nil)
 			lose(c, p)
@@ -143,7 +143,7 @@ func TestFault79FlushNeverCoversWhatALostConnectionTookAlong(t *testing.T) {
 // fault 79: what was flushed before is safe.
 func TestFault79FlushedWritesSurviveALostConnection(t *testing.T) {
 	p := newPuppet(t)
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	for range 3 {
 		if _, err := c.WriteAt([]byte{1}, 0); err != nil {
 			t.Fatal(err)
@@ -175,7 +175,7 @@ func TestFault79OneLostConnectionEndsAll(t *testing.T) {
 		}
 		return p.succeed(w, q)
 	}
-	c := dial(t, p.uri(), Options{Connections: 2})
+	c := dial(t, p.start(), Options{Connections: 2})
 	if _, err := c.WriteAt([]byte{1}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestFault79FailedFlushIsNotTriedAgain(t *testing.T) {
 		put(w, appendSimpleReply(nil, q.cookie, errIO))
 		return true
 	})
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	if _, err := c.WriteAt([]byte{1}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestAnotherExportUnderTheNameIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPuppet(t)
-			c := dial(t, p.uri(), Options{})
+			c := dial(t, p.start(), Options{})
 			p.close()
 			change(p)
 			p.listen()
@@ -228,7 +228,7 @@ func TestAnotherExportUnderTheNameIsRefused(t *testing.T) {
 
 func TestServerThatStaysAwayFailsTheCallInTime(t *testing.T) {
 	p := newPuppet(t)
-	c := dial(t, p.uri(), Options{TotalTime: 50 * time.Millisecond})
+	c := dial(t, p.start(), Options{TotalTime: 50 * time.Millisecond})
 	p.close()
 	_, err := c.ReadAt(make([]byte, 1), 0)
 	requireError(t, "read", err, ErrUnreachable)
@@ -245,7 +245,7 @@ func TestServerThatStaysAwayFailsTheCallInTime(t *testing.T) {
 func TestSilentServerFailsTheCallInTime(t *testing.T) {
 	p := newPuppet(t)
 	p.answer = func(io.Writer, request, []byte) bool { return true }
-	c := dial(t, p.uri(), Options{RequestTime: 20 * time.Millisecond, TotalTime: 100 * time.Millisecond})
+	c := dial(t, p.start(), Options{RequestTime: 20 * time.Millisecond, TotalTime: 100 * time.Millisecond})
 	_, err := c.ReadAt(make([]byte, 1), 0)
 	requireError(t, "read", err, ErrUnreachable)
 }
@@ -260,7 +260,7 @@ func TestCloseEndsCallsThatWait(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPuppet(t)
 			prepare(p)
-			c := dial(t, p.uri(), Options{})
+			c := dial(t, p.start(), Options{})
 			var all sync.WaitGroup
 			for range 3 {
 				all.Go(func() {
@@ -313,7 +313,7 @@ func TestClientOutlivesItsServer(t *testing.T) {
 // A request that was never sent can be sent by the next session.
 func TestWritesWaitForTheServer(t *testing.T) {
 	p := newPuppet(t)
-	c := dial(t, p.uri(), Options{})
+	c := dial(t, p.start(), Options{})
 	p.close()
 	for c.alive() {
 		time.Sleep(time.Millisecond) // until the client has noticed

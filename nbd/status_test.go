@@ -64,8 +64,8 @@ func TestBlockStatusTellsEachContext(t *testing.T) {
 
 func TestBlockStatusOfADeviceThatFails(t *testing.T) {
 	d := &mapped{memory: newMemory(kib), unit: kib, units: []Extent{{}}}
-	p := structured(t, serveDevice(t, d), contextAllocation)
 	d.before = func(access) error { return unix.EPERM }
+	p := structured(t, serveDevice(t, d), contextAllocation)
 	p.request(request{command: cmdBlockStatus, length: kib, cookie: 1})
 	if e := p.errorChunk(1); e != errPerm {
 		t.Errorf("error %d", e)
