@@ -55,7 +55,8 @@ func (c *conn) serve(ctx context.Context) {
 	c.watch = newWatch(c.tookLong)
 	stop := context.AfterFunc(ctx, c.stop)
 	defer stop()
-	c.crew.start(c.work)
+	c.crew.depth, c.crew.work = c.server.config.Limits.Depth, c.work
+	c.crew.start()
 	c.crew.all.Wait()
 	c.out.send()
 	c.watch.timer.Stop()
@@ -87,13 +88,11 @@ func (c *conn) part() {
 	io.CopyN(io.Discard, c.stream, partingBytes)          //nolint:errcheck // whatever comes is of no use
 }
 
-func (c *conn) pass() { c.crew.pass(c.server.config.Limits.Depth, c.work) }
-
 // tookLong gives the turn of a worker away that is busy with a slow request. Replies
 // that wait for the end of that are sent.
 func (c *conn) tookLong() {
 	c.crew.all.Go(c.out.send)
-	c.pass()
+	c.crew.pass()
 }
 
 // work is the life of a worker that begins with the turn.
@@ -124,7 +123,7 @@ func (c *conn) perform(w *worker, q request, body *buffer) bool {
 		p = &c.paces[q.command]
 	}
 	if p == nil || q.length > inlineBytes || p.average() > inlineTime {
-		c.pass()
+		c.crew.pass()
 		c.out.send() // replies that wait are not to wait for this request
 		c.carryOut(w, q, body, p)
 		c.out.send()

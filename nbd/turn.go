@@ -24,6 +24,9 @@ type worker struct {
 
 // crew is the workers of a connection.
 type crew struct {
+	depth int           // how many there may be
+	work  func(*worker) // the life of one that begins with the turn
+
 	mu     sync.Mutex
 	idle   []*worker // the one that became idle last is at the end, and is woken first
 	count  int
@@ -33,21 +36,21 @@ type crew struct {
 	all sync.WaitGroup
 }
 
-// start begins with one worker, which has the turn. work ends when it has none any more.
-func (k *crew) start(work func(*worker)) {
+// start adds a worker that has the turn.
+func (k *crew) start() {
 	k.count++
-	k.all.Go(func() { work(&worker{turn: make(chan struct{}, 1)}) })
+	k.all.Go(func() { k.work(&worker{turn: make(chan struct{}, 1)}) })
 }
 
 // pass gives the turn to somebody else; who calls it has it, or acts for who has it.
-func (k *crew) pass(depth int, work func(*worker)) {
+func (k *crew) pass() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if n := len(k.idle); n > 0 {
 		k.idle[n-1].turn <- struct{}{}
 		k.idle = k.idle[:n-1]
-	} else if k.count < depth {
-		k.start(work)
+	} else if k.count < k.depth {
+		k.start()
 	} else {
 		k.vacant = true
 	}
