@@ -9,8 +9,8 @@ import (
 // running are not covered by it: they share the next one.
 type flusher struct {
 	device Device
-	turn   sync.Mutex // held while the device flushes
 	mu     sync.Mutex
+	last   *flushRound // the one that began last
 	next   *flushRound // has not begun yet
 	failed error
 }
@@ -30,13 +30,16 @@ func (f *flusher) flush() error {
 		<-round.done
 		return round.err
 	}
-	round := &flushRound{done: make(chan struct{})}
+	round, last := &flushRound{done: make(chan struct{})}, f.last
 	f.next = round
 	f.mu.Unlock()
 
-	f.turn.Lock()
+	if last != nil {
+		<-last.done
+	}
 	f.mu.Lock()
-	f.next = nil // who comes from here on may have written after the flush began
+	// Who comes from here on may have written after this flush began.
+	f.last, f.next = round, nil
 	round.err = f.failed
 	f.mu.Unlock()
 	if round.err == nil {
@@ -45,7 +48,6 @@ func (f *flusher) flush() error {
 	if round.err != nil {
 		f.fail(round.err)
 	}
-	f.turn.Unlock()
 	close(round.done)
 	return round.err
 }

@@ -172,6 +172,19 @@ func TestFault75OrderIsKept(t *testing.T) {
 			t.Errorf("block status without a context: error %d", e)
 		}
 	})
+	t.Run("contexts of another export", func(t *testing.T) {
+		if err := s.AddExport(Export{Name: "other", Device: &mapped{memory: newMemory(mib), unit: mib, units: []Extent{{}}}}); err != nil {
+			t.Fatal(err)
+		}
+		p := greeted(t, s)
+		p.accept(optStructuredReply, nil)
+		p.accept(optSetMetaContext, contextQuery("other", contextAllocation))
+		p.enter("")
+		p.request(request{command: cmdBlockStatus, length: 512, cookie: 1})
+		if e := p.errorChunk(1); e != errInval {
+			t.Errorf("block status without a context: error %d", e)
+		}
+	})
 	t.Run("flags of structured replies without them", func(t *testing.T) {
 		ready(t, s).expect(request{command: cmdRead, flags: cmdFlagDF, length: 512}, errInval)
 	})
