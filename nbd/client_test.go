@@ -499,3 +499,19 @@ func TestNextDataAsksOnceUntilSomethingChanges(t *testing.T) {
 		t.Errorf("data is at %d, %v", start, err)
 	}
 }
+
+// An answer that was on its way when something changed is not kept.
+func TestOldExtentsAreNotKept(t *testing.T) {
+	var e extentCache
+	_, before := e.get()
+	e.forget()
+	e.keep(window{start: 0, end: 10}, before)
+	if w, _ := e.get(); w.end != 0 {
+		t.Errorf("%+v is kept", w)
+	}
+	_, now := e.get()
+	e.keep(window{start: 0, end: 10}, now)
+	if w, _ := e.get(); w.end != 10 {
+		t.Errorf("%+v is kept", w)
+	}
+}

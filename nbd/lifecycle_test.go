@@ -1,8 +1,11 @@
 package nbd
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
+	"net"
 	"testing"
 	"time"
 )
@@ -69,6 +72,67 @@ func TestStopWhenIdleCutsNobodyOff(t *testing.T) {
 	late.gone()
 }
 
+// A client that comes to its first request too late is told so.
+func TestNobodyIsLetInOnceTheServerHasStopped(t *testing.T) {
+	g := newGate()
+	if !g.begin() {
+		t.Fatal("nobody is let in")
+	}
+	g.stopWhenIdle()
+	if !g.begin() {
+		t.Error("nobody is let in while a client is there")
+	}
+	g.end()
+	g.end()
+	if g.begin() || g.enter("somebody", Limits{Connections: 9, PeerConnections: 9}) == nil {
+		t.Error("somebody is let in")
+	}
+	select {
+	case <-g.closed:
+	default:
+		t.Error("nobody is told")
+	}
+}
+
+// The end of the server does not take replies away that are still on their way, though
+// the client has said more than the server has read.
+func TestLastRepliesReachAClientThatHasSaidMore(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := randomMemory(mib)
+	server, err := NewServer(Config{Exports: []Export{{Device: d}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ctx, ln) }()
+	stream, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	p := &peer{t: t, Conn: stream, in: bufio.NewReaderSize(stream, 16)}
+	p.must(stream.(*net.TCPConn).SetReadBuffer(4096))
+	p.must(stream.SetDeadline(time.Now().Add(patience)))
+	p.take(18)
+	p.say([]byte{0, 0, 0, flagFixedNewstyle | flagNoZeroes})
+	p.enter("")
+	const n = 256 * kib
+	p.request(request{command: cmdRead, length: n})
+	p.simple()
+	p.say(make([]byte, 3)) // of a next request
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(p.take(n), d.content(0, n)) {
+		t.Error("the answer is wrong")
+	}
+}
+
 func TestStopWhenIdleWithoutClientsStopsAtOnce(t *testing.T) {
 	s := serveDevice(t, newMemory(mib))
 	s.StopWhenIdle()
@@ -121,5 +185,23 @@ func TestServersThatMakeNoSenseAreRefused(t *testing.T) {
 		if _, err := NewServer(c); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// switched is a device that may refuse changes.
+type switched struct {
+	*memory
+	locked bool
+}
+
+func (s *switched) ReadOnly() bool { return s.locked }
+
+func TestDevicesMayBeReadOnlyThemselves(t *testing.T) {
+	for _, locked := range []bool{false, true} {
+		p := greeted(t, serveDevice(t, &switched{newMemory(mib), locked}))
+		if flags := p.enter(""); (flags&flagReadOnly != 0) != locked {
+			t.Errorf("locked is %v, the flags are %#x", locked, flags)
+		}
+		p.expect(request{command: cmdTrim, length: 512}, map[bool]errno{false: success, true: errPerm}[locked])
 	}
 }

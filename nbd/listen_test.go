@@ -207,6 +207,29 @@ func TestFault87CloseRemovesOnlyTheOwnSocket(t *testing.T) {
 	}
 }
 
+// fault 87: what comes to be at the path while the socket is made stays there.
+func TestFault87SocketNeverReplacesAnything(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	path := filepath.Join(dir.Name(), "s")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := bindPrivately(dir, "s"); err == nil {
+		l.Close()
+		t.Error("no error")
+	}
+	if b, err := os.ReadFile(path); string(b) != "precious" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if left, err := os.ReadDir(dir.Name()); err != nil || len(left) != 1 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
 // fault 87: a path that no client could use is refused before anything is made.
 func TestFault87PathsTooLongAreRefused(t *testing.T) {
 	dir := t.TempDir()

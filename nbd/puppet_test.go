@@ -23,6 +23,8 @@ type puppet struct {
 
 	// knows says which options it answers to; all others are UNSUP.
 	knows func(option) bool
+	// grows is how many bytes each connection is told more than the one before.
+	grows uint64
 	// answer writes the reply to a request; false closes the connection.
 	answer func(w io.Writer, q request, payload []byte) bool
 
@@ -65,11 +67,12 @@ func (p *puppet) listen() {
 				return
 			}
 			p.mu.Lock()
+			size := p.bytes + p.grows*uint64(p.connections)
 			p.connections++
 			p.open[c] = true
 			p.mu.Unlock()
 			p.all.Go(func() {
-				p.serve(c)
+				p.serve(c, size)
 				c.Close()
 				p.mu.Lock()
 				delete(p.open, c)
@@ -117,7 +120,7 @@ func (p *puppet) start() string {
 	return URI{Network: "unix", Address: p.socket}.String()
 }
 
-func (p *puppet) serve(c net.Conn) {
+func (p *puppet) serve(c net.Conn, size uint64) {
 	in := bufio.NewReader(c)
 	b := binary.BigEndian.AppendUint64(nil, magicGreeting)
 	b = binary.BigEndian.AppendUint64(b, magicOption)
@@ -134,7 +137,7 @@ func (p *puppet) serve(c net.Conn) {
 		if _, err := io.ReadFull(in, data); err != nil {
 			return
 		}
-		done = p.option(c, option(binary.BigEndian.Uint32(head[8:])))
+		done = p.option(c, option(binary.BigEndian.Uint32(head[8:])), size)
 	}
 	for {
 		var head [requestBytes]byte
@@ -156,8 +159,8 @@ func (p *puppet) serve(c net.Conn) {
 	}
 }
 
-func (p *puppet) option(w io.Writer, o option) (done bool) {
-	export := binary.BigEndian.AppendUint64(nil, p.bytes)
+func (p *puppet) option(w io.Writer, o option, size uint64) (done bool) {
+	export := binary.BigEndian.AppendUint64(nil, size)
 	export = binary.BigEndian.AppendUint16(export, p.flags)
 	if o == optExportName {
 		if p.greeting&flagNoZeroes == 0 {

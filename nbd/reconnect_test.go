@@ -226,6 +226,17 @@ func TestAnotherExportUnderTheNameIsRefused(t *testing.T) {
 	}
 }
 
+// Connections that do not lead to the same export are not used together.
+func TestConnectionsToDifferentExportsAreNotJoined(t *testing.T) {
+	p := newPuppet(t)
+	p.flags |= flagCanMultiConn
+	p.grows = 512
+	c := dial(t, p.start(), Options{Connections: 3})
+	if n := len(c.session.links); n != 1 || c.Bytes() != puppetBytes {
+		t.Errorf("%d connections to %d bytes", n, c.Bytes())
+	}
+}
+
 func TestServerThatStaysAwayFailsTheCallInTime(t *testing.T) {
 	p := newPuppet(t)
 	c := dial(t, p.start(), Options{TotalTime: 50 * time.Millisecond})
@@ -277,6 +288,26 @@ func TestCloseEndsCallsThatWait(t *testing.T) {
 			requireError(t, "read", err, ErrClosed)
 			c.Close()
 		})
+	}
+}
+
+// A session can end before anybody has used it.
+func TestSessionThatHasEndedIsNotTakenIntoUse(t *testing.T) {
+	p := newPuppet(t)
+	c := dial(t, p.start(), Options{})
+	p.hangUp()
+	for c.alive() {
+		time.Sleep(time.Millisecond)
+	}
+	s, err := c.newSession(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.hangUp()
+	<-s.gone
+	requireError(t, "adopt", c.adopt(s), nil)
+	if c.alive() {
+		t.Error("it is in use")
 	}
 }
 

@@ -9,8 +9,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
+	"io"
 	"math/big"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -216,3 +219,23 @@ func TestClientInsistsOnTLS(t *testing.T) {
 		t.Error("the client goes on without TLS")
 	}
 }
+
+// fault 75: the same on the side of the client.
+func TestFault75PlainTextOfTheServerBeforeTLSIsNotBelieved(t *testing.T) {
+	ours, its := net.Pipe()
+	defer its.Close()
+	w := &wire{stream: ours, in: bufio.NewReader(ours)}
+	go func() {
+		greeting := binary.BigEndian.AppendUint64(nil, magicGreeting)
+		greeting = binary.BigEndian.AppendUint64(greeting, magicOption)
+		put(its, append(greeting, 0, flagFixedNewstyle))
+		_, _ = io.CopyN(io.Discard, its, 4+optionHeaderBytes) // flags and STARTTLS
+		put(its, append(optionReplies(optStartTLS), optionReplies(optStructuredReply)...))
+		its.Close()
+	}()
+	_, err := w.negotiate(context.Background(), URI{TLS: true}, &tls.Config{ServerName: "server"})
+	requireError(t, "negotiate", err, ErrProtocol)
+	ours.Close()
+}
+
+func optionReplies(o option) []byte { return appendOptionReply(nil, o, repAck) }
