@@ -72,74 +72,79 @@ func TestFault86AnotherUserIsKeptOut(t *testing.T) {
 	nobody()
 }
 
-// fault 87: what is at the path of a socket.
-func TestFault87SocketReplacesOnlyWhatIsStaleAndOurs(t *testing.T) {
-	stale := func(t *testing.T, path string) {
+// leaveStale leaves a socket behind, as a process does that dies.
+func leaveStale(t *testing.T, path string) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+}
+
+// socketPaths are the states of a path, and why it is refused; empty if it is not.
+var socketPaths = map[string]struct {
+	prepare func(t *testing.T, path string)
+	refused string
+}{
+	"nothing":     {func(*testing.T, string) {}, ""},
+	"left behind": {leaveStale, ""},
+	"in use": {func(t *testing.T, path string) {
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.(*net.UnixListener).SetUnlinkOnClose(false)
-		l.Close()
-	}
-	for name, c := range map[string]struct {
-		prepare func(t *testing.T, path string)
-		refused string
-	}{
-		"nothing":     {func(*testing.T, string) {}, ""},
-		"left behind": {stale, ""},
-		"in use": {func(t *testing.T, path string) {
-			l, err := net.Listen("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { l.Close() })
-		}, "another program listens"},
-		"one of ours in use": {func(t *testing.T, path string) {
-			l, err := ListenUnix(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { l.Close() })
-		}, "another process listens"},
-		"somebody else's": {func(t *testing.T, path string) {
-			stale(t, path)
-			if err := os.Lchown(path, 65534, 65534); err != nil {
-				t.Fatal(err)
-			}
-		}, "belongs to user 65534"},
-		"a file": {func(t *testing.T, path string) {
-			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}, "something else than a socket"},
-		"a symlink to a stale socket": {func(t *testing.T, path string) {
-			stale(t, path+"2")
-			if err := os.Symlink(path+"2", path); err != nil {
-				t.Fatal(err)
-			}
-		}, "something else than a socket"},
-		"a symlink where the lock is to be": {func(t *testing.T, path string) {
-			if err := os.Symlink("/nonexistent", path+".lock"); err != nil {
-				t.Fatal(err)
-			}
-		}, "too many levels"},
-		"a directory for all": {func(t *testing.T, path string) {
-			if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
-				t.Fatal(err)
-			}
-		}, "others may write"},
-		"a directory for all, sticky": {func(t *testing.T, path string) {
-			if err := os.Chmod(filepath.Dir(path), 0o777|os.ModeSticky); err != nil {
-				t.Fatal(err)
-			}
-		}, ""},
-		"a directory of somebody else": {func(t *testing.T, path string) {
-			if err := os.Chown(filepath.Dir(path), 65534, 65534); err != nil {
-				t.Fatal(err)
-			}
-		}, "others may write"},
-	} {
+		t.Cleanup(func() { l.Close() })
+	}, "another program listens"},
+	"one of ours in use": {func(t *testing.T, path string) {
+		l, err := ListenUnix(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+	}, "another process listens"},
+	"somebody else's": {func(t *testing.T, path string) {
+		leaveStale(t, path)
+		if err := os.Lchown(path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}, "belongs to user 65534"},
+	"a file": {func(t *testing.T, path string) {
+		if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}, "something else than a socket"},
+	"a symlink to a stale socket": {func(t *testing.T, path string) {
+		leaveStale(t, path+"2")
+		if err := os.Symlink(path+"2", path); err != nil {
+			t.Fatal(err)
+		}
+	}, "something else than a socket"},
+	"a symlink where the lock is to be": {func(t *testing.T, path string) {
+		if err := os.Symlink("/nonexistent", path+".lock"); err != nil {
+			t.Fatal(err)
+		}
+	}, "too many levels"},
+	"a directory for all": {func(t *testing.T, path string) {
+		if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}, "others may write"},
+	"a directory for all, sticky": {func(t *testing.T, path string) {
+		if err := os.Chmod(filepath.Dir(path), 0o777|os.ModeSticky); err != nil {
+			t.Fatal(err)
+		}
+	}, ""},
+	"a directory of somebody else": {func(t *testing.T, path string) {
+		if err := os.Chown(filepath.Dir(path), 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}, "others may write"},
+}
+
+// fault 87: what is at the path of a socket.
+func TestFault87SocketReplacesOnlyWhatIsStaleAndOurs(t *testing.T) {
+	for name, c := range socketPaths {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, "s")
