@@ -123,13 +123,15 @@ func TestRunFollowsReads(t *testing.T) {
 	if err := m.ReadBack(c, 80*4096, 100); err != nil {
 		t.Fatal(err)
 	}
-	if err := hydrate.Run(context.Background(), c, options()); err != nil {
+	o := options()
+	o.ThresholdRegions, o.BatchRegions = 1, 1 // of several workers any may be the first to read
+	if err := hydrate.Run(context.Background(), c, o); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Finished(); err != nil {
 		t.Error(err)
 	}
-	if at := slices.Index(source.offs[1:], 80*4096); at > 8 {
+	if at := slices.Index(source.offs[1:], 80*4096); at != 0 {
 		t.Errorf("what the guest had read was copied as number %d", at)
 	}
 }
