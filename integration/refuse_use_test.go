@@ -20,20 +20,7 @@ func TestFault5SourcesInUse(t *testing.T) {
 			return s.path("image")
 		},
 		"mapped for writing": func(s *site) string {
-			f, err := os.OpenFile(s.path("image"), os.O_RDWR, 0)
-			if err != nil {
-				s.Fatal(err)
-			}
-			defer f.Close()
-			memory, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
-			if err != nil {
-				s.Fatal(err)
-			}
-			s.Cleanup(func() {
-				if err := syscall.Munmap(memory); err != nil {
-					s.Error(err)
-				}
-			})
+			mapForWriting(s, s.path("image"))
 			return s.path("image")
 		},
 		"attached to a loop device": func(s *site) string {
@@ -81,6 +68,25 @@ func TestFault5SourcesInUse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// mapForWriting maps the start of a file for the time of the test, and closes it.
+func mapForWriting(s *site, path string) {
+	s.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer f.Close()
+	memory, err := syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() {
+		if err := syscall.Munmap(memory); err != nil {
+			s.Error(err)
+		}
+	})
 }
 
 // mounted puts a file system into the image and mounts it from a loop device.
