@@ -37,11 +37,11 @@ var mayImport = map[string][]string{
 	"integration/kernel/inside": {},
 	"integration/faultfs":       {},
 	"integration/logwrites":     {},
-	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "thin", "units"},
+	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "thin", "nbd", "units"},
 	"cmd/migrate":               {"service", "units"},
 	"cmd/thinctl":               {"thin", "units"},
 	"bench":                     {},
-	"integration":               {"region", "journal", "clone", "clone/clonetest", "hydrate", "loopdev", "thin", "service", "units"},
+	"integration":               {"region", "journal", "clone", "clone/clonetest", "hydrate", "loopdev", "thin", "nbd", "service", "units"},
 }
 
 type goPackage struct {

@@ -28,8 +28,8 @@ func ListenUnix(path string) (net.Listener, error) {
 	refuse := func(err error) (net.Listener, error) {
 		return nil, fmt.Errorf("%w on %s: %w", ErrSocket, path, err)
 	}
-	if len(path) > maxSocketPathBytes || filepath.Base(path) == "/" || filepath.Base(path) == "." {
-		return refuse(fmt.Errorf("not the path of a socket, which has at most %d bytes", maxSocketPathBytes))
+	if err := checkSocketPath(path); err != nil {
+		return refuse(err)
 	}
 	dir, err := openSocketDir(filepath.Dir(path))
 	if err != nil {
@@ -55,6 +55,54 @@ func ListenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// CheckUnix finds out whether ListenUnix would refuse the path right now, and changes
+// nothing. The error is an ErrSocket.
+func CheckUnix(path string) error {
+	err := checkSocket(path)
+	if err != nil {
+		return fmt.Errorf("%w on %s: %w", ErrSocket, path, err)
+	}
+	return nil
+}
+
+func checkSocket(path string) error {
+	if err := checkSocketPath(path); err != nil {
+		return err
+	}
+	dir, err := openSocketDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close() //nolint:errcheck // nothing is written through it
+	if err := unix.Access(dir.Name(), unix.W_OK); err != nil {
+		return fmt.Errorf("no socket can be made in %s: %w", dir.Name(), err)
+	}
+	name := filepath.Base(path)
+	fd, err := unix.Openat(int(dir.Fd()), name+".lock", unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err == nil {
+		err = unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB)
+		unix.Close(fd) //nolint:errcheck // nothing was written
+		if err != nil {
+			return errOtherProcess
+		}
+	} else if !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("open %s: %w", name+".lock", err)
+	}
+	_, err = findStale(dir, name)
+	return err
+}
+
+// checkSocketPath refuses what cannot be the path of a socket.
+func checkSocketPath(path string) error {
+	if len(path) > maxSocketPathBytes {
+		return fmt.Errorf("the path has %d bytes, and that of a socket at most %d; take a shorter one", len(path), maxSocketPathBytes)
+	}
+	if base := filepath.Base(path); base == "/" || base == "." || base == ".." {
+		return errors.New("it is not the path of a socket")
+	}
+	return nil
+}
+
 // openSocketDir opens a directory in which nobody else can replace what is ours.
 func openSocketDir(path string) (*os.File, error) {
 	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -75,6 +123,8 @@ func openSocketDir(path string) (*os.File, error) {
 	return dir, nil
 }
 
+var errOtherProcess = errors.New("another process listens there")
+
 // lockSocket takes the lock of a socket, or says who has it.
 func lockSocket(dir *os.File, name string) (*os.File, error) {
 	for {
@@ -85,7 +135,7 @@ func lockSocket(dir *os.File, name string) (*os.File, error) {
 		lock := os.NewFile(uintptr(fd), name)
 		if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			lock.Close() //nolint:errcheck // nothing was written
-			return nil, errors.New("another process listens there")
+			return nil, errOtherProcess
 		}
 		// Whoever had it before may have removed it after we opened it.
 		var opened, there unix.Stat_t
@@ -103,27 +153,37 @@ func lockSocket(dir *os.File, name string) (*os.File, error) {
 
 // removeStale removes a socket of ours on which nobody listens any more.
 func removeStale(dir *os.File, name string) error {
+	found, err := findStale(dir, name)
+	if err != nil || !found {
+		return err
+	}
+	return unix.Unlinkat(int(dir.Fd()), name, 0)
+}
+
+// findStale says whether there is a socket of ours on which nobody listens any more.
+// Anything else but nothing is an error.
+func findStale(dir *os.File, name string) (bool, error) {
 	var stat unix.Stat_t
 	err := unix.Fstatat(int(dir.Fd()), name, &stat, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	case stat.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return errors.New("there is something else than a socket; remove it, or take another path")
+		return false, errors.New("there is something else than a socket; remove it, or take another path")
 	case int(stat.Uid) != os.Geteuid():
-		return fmt.Errorf("the socket there belongs to user %d", stat.Uid)
+		return false, fmt.Errorf("the socket there belongs to user %d", stat.Uid)
 	}
 	probe, err := net.Dial("unix", procPath(dir, name)) //nolint:noctx // answers at once, or not at all
 	if err == nil {
 		probe.Close() //nolint:errcheck // nothing was sent
-		return errors.New("another program listens there")
+		return false, errors.New("another program listens there")
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("find out whether anybody listens there: %w", err)
+		return false, fmt.Errorf("find out whether anybody listens there: %w", err)
 	}
-	return unix.Unlinkat(int(dir.Fd()), name, 0)
+	return true, nil
 }
 
 // bindPrivately makes the socket in a directory of its own, where nobody can connect

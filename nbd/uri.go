@@ -146,6 +146,7 @@ func (u URI) String() string {
 	}
 	add("tls-hostname", u.TLSHostname)
 	add("tls-certificates", u.TLSCertificates)
-	out.RawQuery = query.Encode()
+	// A slash may stand in a query as it is, and people read it better.
+	out.RawQuery = strings.ReplaceAll(query.Encode(), "%2F", "/")
 	return out.String()
 }

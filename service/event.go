@@ -9,6 +9,7 @@ type EventKind string
 // Done, Stopped and FailedEvent.
 const (
 	Started     EventKind = "started"
+	Exported    EventKind = "exported"
 	Progress    EventKind = "progress"
 	CommittedTx EventKind = "committed"
 	Paused      EventKind = "paused"
@@ -25,7 +26,7 @@ type Event struct {
 	Event EventKind `json:"event"`
 	ID    string    `json:"id"`
 	Time  time.Time `json:"time"`
-	Phase string    `json:"phase"` // hydrating, waiting, discarding, verifying, reversing, done
+	Phase string    `json:"phase"` // hydrating, waiting, discarding, verifying, reversing, serving, done
 
 	BytesTotal         int64    `json:"bytes_total"`
 	BytesData          int64    `json:"bytes_data"` // what has to be copied
@@ -42,6 +43,7 @@ type Event struct {
 	Source           string   `json:"source,omitempty"`      // started
 	Destination      string   `json:"destination,omitempty"` // started
 	Resumed          bool     `json:"resumed,omitempty"`     // started
+	Export           string   `json:"export,omitempty"`      // exported: the NBD URI
 	Message          string   `json:"message,omitempty"`     // warning, paused
 	ElapsedSeconds   *float64 `json:"elapsed_seconds,omitempty"`
 	SourceFreedBytes *int64   `json:"source_freed_bytes,omitempty"`

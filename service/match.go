@@ -21,6 +21,7 @@ type attempt struct {
 	known       *known // the migration to be resumed, if any
 	gives       *chain // the stores of the source
 	takes       *chain // of the destination, also if it does not exist yet
+	accesses    []access
 	plan        Plan
 }
 
@@ -52,6 +53,9 @@ func (a *attempt) release() error {
 func (s *Service) prepare(request Request) (*attempt, error) {
 	a := &attempt{s: s, request: request}
 	if err := request.Options.Check(); err != nil {
+		return a, err
+	}
+	if err := a.chooseAccesses(); err != nil {
 		return a, err
 	}
 	if err := s.checkStateDir(s.stateDir); err != nil {
@@ -101,6 +105,9 @@ func (a *attempt) find(from target) (err error) {
 		return err
 	}
 	if err := a.makePlan(); err != nil {
+		return err
+	}
+	if err := a.checkAccesses(); err != nil {
 		return err
 	}
 	return a.warnRelatives()

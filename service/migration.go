@@ -27,7 +27,8 @@ type migration struct {
 	lock        *journal.LockFile
 	resumed     bool
 	warnings    []string
-	spaceHint   string // how to get space that a run has stopped for
+	accesses    []access // that guests use the volume by
+	spaceHint   string   // how to get space that a run has stopped for
 }
 
 func (m *migration) Close() error {
@@ -73,6 +74,7 @@ func (s *Service) Migrate(ctx context.Context, request Request, sink Sink) error
 	if err != nil {
 		return err
 	}
+	m.accesses = a.accesses
 	return m.finishWith(m.run(ctx, sink))
 }
 
@@ -256,7 +258,7 @@ func (a *attempt) resume() (_ *migration, err error) {
 	if err := m.openJournal(); err != nil {
 		return m, err
 	}
-	m.record = record{Options: a.request.Options, DestinationCreated: a.known.record.DestinationCreated}
+	m.record = record{Options: a.request.Options, DestinationCreated: a.known.record.DestinationCreated, Used: a.known.record.Used}
 	m.record.RegionBytes = a.plan.RegionBytes
 	if a.known.state.Phase == journal.Done {
 		m.record.Options = a.known.record.Options // nothing is left that others could change

@@ -21,6 +21,9 @@ type record struct {
 	// DestinationCreated: the migration made the destination, and may delete it
 	// when it is given up.
 	DestinationCreated bool `json:"destination_created"`
+	// Used: guests were let in while it hydrated, so that the destination may hold what
+	// the source never held.
+	Used bool `json:"used,omitempty"`
 }
 
 // recordIn reads the record of the newest command from a journal.

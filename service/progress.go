@@ -20,11 +20,12 @@ const (
 
 // reporter counts what a run does and tells the sink. It is the hydrate.Observer.
 type reporter struct {
-	m     *migration
-	mail  *mailbox
-	clone *clone.Clone
-	meter *meter
-	begun time.Time
+	m      *migration
+	mail   *mailbox
+	clone  *clone.Clone
+	volume *volume // the clone as guests use it
+	meter  *meter
+	begun  time.Time
 
 	mu             sync.Mutex
 	phase          string
@@ -140,6 +141,7 @@ const (
 	waitingPhase    = "waiting for space"
 	discardingPhase = "discarding"
 	verifyingPhase  = "verifying"
+	servingPhase    = "serving" // hydration has ended, and guests are still there
 	donePhase       = "done"
 )
 

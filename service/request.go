@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"decant/region"
@@ -16,6 +17,7 @@ type Options struct {
 	RemoveSource     bool          `json:"remove_src"`
 	Overwrite        bool          `json:"overwrite"`
 	ThinPool         string        `json:"thin_pool,omitempty"` // of LVM, to make the destination in
+	Export           string        `json:"export,omitempty"`    // path of the Unix socket that guests use the volume by while it hydrates
 	RegionBytes      int64         `json:"region_bytes"`
 	RegionBytesFixed bool          `json:"region_bytes_fixed,omitempty"` // false: a pool with larger blocks gets larger regions
 	ThresholdRegions uint64        `json:"threshold_regions"`
@@ -56,6 +58,8 @@ func (o Options) Check() error {
 		return wrong("--commit-bytes %d is not from 4 KiB to 1 TiB", o.CommitBytes)
 	case o.ThinPool != "" && thin.ValidateGroupName(o.ThinPool) != nil:
 		return wrong("--thin-pool %.150q is no name of a volume of LVM", o.ThinPool)
+	case strings.ContainsRune(o.Export, 0):
+		return wrong("--export: the path %q holds a NUL", o.Export)
 	case o.BytesPerSecond < 0:
 		return wrong("--bwlimit %d is negative", o.BytesPerSecond)
 	}

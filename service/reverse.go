@@ -208,6 +208,10 @@ func (m *migration) cancel() error {
 		return refuse(m.id, "parts of the source were emptied already, the volume would be cut in two",
 			"bring them back with: migrate reverse "+m.id+"; or go on with: migrate resume "+m.id, nil)
 	}
+	if m.record.Used {
+		return refuse(m.id, "it was in use while it hydrated, and what its users wrote is only at the destination",
+			"bring that to the source with: migrate reverse "+m.id+"; or go on with: migrate resume "+m.id, nil)
+	}
 	if err := m.journal.SetPhase(journal.Cancelled); err != nil {
 		return m.failure(err)
 	}

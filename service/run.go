@@ -41,7 +41,8 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 		return err
 	}
 	defer r.clone.Close()
-	defer func() { _ = r.meter.close() }() // it has only looked
+	defer func() { _ = r.meter.close() }()   // it has only looked
+	defer func() { _ = m.shutGuestsOut() }() // has told its errors where it was called first
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -119,6 +120,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err e
 	if err != nil {
 		return nil, err
 	}
+	r.volume = &volume{Clone: r.clone}
 	copied := func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	if err := r.meter.startUsage(sb.SourceStartBytes, copied); err != nil {
 		return nil, err
@@ -203,16 +205,30 @@ func (m *migration) discards(d journal.Direction) bool {
 	return m.record.DiscardSource
 }
 
+// hydrate does all that has to be done before the migration can end, and shows how far
+// it has come.
 func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) error {
 	stop := make(chan struct{})
 	var telling sync.WaitGroup
 	telling.Go(func() { r.every(stop) })
-	o := m.record.Options
+	defer telling.Wait()
+	defer close(stop)
 	if err := m.recheck(ctx, r, discard); err != nil {
-		close(stop)
-		telling.Wait()
 		return err
 	}
+	if err := m.letGuestsIn(ctx, r); err != nil {
+		return err
+	}
+	err := m.hydrateAll(ctx, r, discard)
+	if err == nil {
+		r.tell(HydratedAll, nil)
+	}
+	return m.seeGuestsOff(ctx, r, err)
+}
+
+// hydrateAll hydrates what is left.
+func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) error {
+	o := m.record.Options
 	err := hydrate.Run(ctx, r.clone, hydrate.Options{
 		ThresholdRegions: o.ThresholdRegions,
 		BatchRegions:     o.BatchRegions,
@@ -227,8 +243,6 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 	})
 	// Also of a run that stopped: what it has discarded is not to be kept from others.
 	err = errors.Join(err, r.meter.returner.finish())
-	close(stop)
-	telling.Wait()
 	if errors.Is(err, hydrate.ErrNoSpace) {
 		m.spaceHint = r.meter.hint(r.clone.Geometry.RegionBytes())
 	}
@@ -238,7 +252,6 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 	if err != nil {
 		return m.stopped(ctx, r.meter.explain(err, discard))
 	}
-	r.tell(HydratedAll, nil)
 	return nil
 }
 
