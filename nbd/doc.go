@@ -49,6 +49,17 @@
 // Requests of one connection are carried out concurrently and answered as they are done.
 // A client that wants one after the other waits for the reply, as the protocol says.
 //
+// # The kernel's client
+//
+// AttachKernel makes an export a block device of this host, /dev/nbdN, by netlink; the
+// kernel gets a connection that is past the handshake. The block device outlives the
+// process that serves it: its I/O waits for KernelDevice.DeadTime for somebody to come
+// back with ReattachKernel, and only then fails. Requests that were not answered are sent
+// again, in no particular order, and may have been carried out already. Those that were
+// answered are not: a program that uses the block device, a file system among them, goes
+// on as if nothing had happened. So a server that may be started anew must not lose what
+// it has answered, flushed or not, unless the power fails.
+//
 // # A device that is used by the process that serves it
 //
 // A process that serves a device must not wait for that device, or it waits for itself:
