@@ -3,13 +3,25 @@ package metadata
 import (
 	"bytes"
 	"testing"
+
+	"decant/dm/persistent"
+)
+
+// The form of blocks that package persistent reads.
+const (
+	headerNumber    = 8
+	nodeHeaderBytes = 32
+	keyBytes        = 8
+	childBytes      = 8
+	flagInternal    = 1
+	flagLeaf        = 2
 )
 
 // image is a metadata device in memory, block by block, with the kind of each, so that
 // what is changed can get a checksum that fits.
 type image struct {
 	bytes []byte
-	kinds map[uint64]kind
+	kinds map[uint64]persistent.Kind
 }
 
 func (i *image) block(number uint64) []byte {
@@ -21,7 +33,7 @@ func (i *image) seal() {
 	for number, k := range i.kinds {
 		block := i.block(number)
 		le.PutUint64(block[headerNumber:], number)
-		le.PutUint32(block, checksum(block, k))
+		le.PutUint32(block, persistent.Checksum(block, k))
 	}
 }
 
@@ -49,7 +61,7 @@ const (
 // build makes by hand what a kernel might have written: two devices of which the
 // second is all of the first's upper half, and a held metadata snapshot of the same.
 func build() *image {
-	i := &image{make([]byte, builtBlocks*BlockBytes), map[uint64]kind{
+	i := &image{make([]byte, builtBlocks*BlockBytes), map[uint64]persistent.Kind{
 		superblockNumber: kindSuperblock, builtHeld: kindSuperblock, builtBitmap: kindBitmap,
 	}}
 	i.superblock(superblockNumber, builtHeld)
@@ -94,7 +106,7 @@ func space(to []byte, s SpaceMap) {
 // node of entries whose values are 64-bit words, the last one cut off where values are
 // shorter.
 func (i *image) node(number uint64, flags, valueBytes uint32, entries map[uint64][]uint64) {
-	i.kinds[number] = kindNode
+	i.kinds[number] = persistent.KindNode
 	b := i.block(number)
 	most := (BlockBytes - nodeHeaderBytes) / (keyBytes + valueBytes) / 3 * 3
 	le.PutUint32(b[4:], flags)
@@ -193,7 +205,8 @@ func TestExclusiveBlocksSkipWhatIsShared(t *testing.T) {
 	must(t, err)
 	s, err := m.Sharing()
 	must(t, err)
-	clear(m.blocks.cached)
+	m.blocks = persistent.NewBlocks(format, reads, builtBlocks) // which has read nothing yet
+	s.reader = m
 	reads.n = 0
 	_, err = s.ExclusiveBlocks(2)
 	must(t, err)

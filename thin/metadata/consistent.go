@@ -1,11 +1,20 @@
 package metadata
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
 	"io"
+
+	"decant/dm/persistent"
 )
+
+// IOCounts tell how much has been read from and written to a device so far. Between two
+// moments at which they are equal, no write has ended.
+type IOCounts = persistent.IOCounts
+
+// DeviceIOCounts counts by what the kernel shows of a block device in /sys/dev/block:
+// that which the pool's table names as its metadata device, see persistent.DeviceIOCounts.
+func DeviceIOCounts(major, minor uint32) func() (IOCounts, error) {
+	return persistent.DeviceIOCounts(major, minor)
+}
 
 // Consistently reads what a pool in use has committed last, without a message to the
 // pool: it calls walk with a Reader, and calls it again with another one if the pool
@@ -17,94 +26,13 @@ import (
 // r reads the metadata device itself, past caches (see Open), and counts gives the
 // counts of that same device, the one that the pool's table names: see DeviceIOCounts.
 // ErrNotCounted if they do not show what was read through r: then they would not show a
-// commit either.
-//
-// # Why this is consistent
-//
-// Between two commits, the kernel writes no block that can be reached from the
-// superblock on disk. A node is changed by writing its new form to a free block
-// (dm_tm_shadow_block in the kernel's source), and a block is free only if it was so in
-// the space map of the last commit (old_ll in sm_metadata_new_block_): what a
-// transaction frees is not given out before the next one. A commit writes everything
-// else first, waits until that is durable, and then writes the superblock. So a walk
-// has seen one state if no superblock was written between its start and its end.
-//
-// That does not show in the superblock alone. The search for free blocks comes back to
-// where it was, with each commit in older kernels, and in newer ones when it has been
-// through all of them, which takes a few dozen commits where the metadata device is
-// small or nearly full. So do the trees, and then a superblock is the same as an earlier
-// one, byte for byte, with other contents behind it.
-//
-// But one commit alone changes the superblock, because a changed tree has its root
-// elsewhere. And with two, the write of the first superblock has ended before the second
-// begins, and the kernel has counted it. Hence both are compared: the superblock, and
-// the counts of the device, taken before the first and after the last read.
+// commit either. persistent.Consistently says why this is consistent.
 func Consistently(r io.ReaderAt, counts func() (IOCounts, error), attempts int, walk func(*Reader) error) error {
-	if counts == nil {
-		return fmt.Errorf("read the metadata of a pool in use: %w", ErrNotCounted)
-	}
-	var last error
-	for range attempts {
-		a := attempt{r: r}
-		final, err := a.run(counts, walk)
-		if final {
+	return persistent.Consistently(format, r, counts, attempts, func(r io.ReaderAt, superblock []byte) error {
+		m, err := open(r, Options{}, superblock)
+		if err != nil {
 			return err
 		}
-		last = err
-	}
-	err := fmt.Errorf("read the metadata of a pool in use: %w, in each of %d attempts; try again when less is written to it, or hold a metadata snapshot", ErrChanging, attempts)
-	if last != nil {
-		err = fmt.Errorf("%w (the last one met: %w)", err, last)
-	}
-	return err
-}
-
-// attempt counts what it reads.
-type attempt struct {
-	r           io.ReaderAt
-	readSectors uint64
-}
-
-// ReadAt is for the Reader of the attempt.
-func (a *attempt) ReadAt(b []byte, off int64) (int, error) {
-	n, err := a.r.ReadAt(b, off)
-	a.readSectors += uint64(n) / sectorBytes
-	return n, err
-}
-
-// run says with final that err, or that there is none, is the answer: the pool has not
-// committed in the meantime, or it cannot be known. The counts enclose all reads.
-func (a *attempt) run(counts func() (IOCounts, error), walk func(*Reader) error) (final bool, err error) {
-	before, err := counts()
-	if err != nil {
-		return true, err
-	}
-	superblock, err := readRaw(a, superblockNumber)
-	if err != nil {
-		return true, err
-	}
-	walkErr := a.walk(superblock, walk)
-	again, err := readRaw(a, superblockNumber)
-	if err != nil {
-		return true, errors.Join(err, walkErr)
-	}
-	after, err := counts()
-	if err != nil {
-		return true, errors.Join(err, walkErr)
-	}
-	if counted := after.ReadSectors - before.ReadSectors; counted < a.readSectors {
-		return true, fmt.Errorf("read the metadata of a pool in use: %w: %d sectors of it were read, and %d were counted; "+
-			"read through the device whose counts these are, past the cache, and set its attribute queue/iostats to 1",
-			ErrNotCounted, a.readSectors, counted)
-	}
-	committed := after.WriteRequests != before.WriteRequests || after.WriteSectors != before.WriteSectors || !bytes.Equal(again, superblock)
-	return !committed, walkErr
-}
-
-func (a *attempt) walk(superblock []byte, walk func(*Reader) error) error {
-	m, err := open(a, Options{}, superblock)
-	if err != nil {
-		return err
-	}
-	return walk(m)
+		return walk(m)
+	})
 }

@@ -2,7 +2,8 @@ package metadata
 
 import (
 	"errors"
-	"fmt"
+
+	"decant/dm/persistent"
 )
 
 // What a caller may want to act on; ask with errors.Is.
@@ -10,7 +11,7 @@ var (
 	// ErrChanging means that a pool committed during every attempt to read it. Nothing
 	// is known about its state. Try again when less is written to it, or hold a
 	// metadata snapshot.
-	ErrChanging = errors.New("the pool committed while its metadata was read")
+	ErrChanging = persistent.ErrChanging
 	// ErrNotHeld means that the pool holds no metadata snapshot.
 	ErrNotHeld = errors.New("the pool holds no metadata snapshot")
 	// ErrNoDevice means that there is no thin device with that id.
@@ -22,22 +23,16 @@ var (
 	ErrUnsupported = errors.New("this format of thin metadata is not supported")
 	// ErrNotCounted means that it cannot be known whether a pool in use has committed,
 	// because the kernel does not count the I/O of its metadata device.
-	ErrNotCounted = errors.New("the I/O of the metadata device is not counted")
+	ErrNotCounted = persistent.ErrNotCounted
 )
 
 // CorruptError says which block of the metadata device is not as it has to be. On a
 // pool in use it can also mean that the block has been written since the root was
 // read; Consistently tells the two apart.
-type CorruptError struct {
-	Block   uint64 // of 4096 bytes, from the start of the metadata device
-	Problem string // what was found, and what was expected
-}
+type CorruptError = persistent.CorruptError
 
-// Error names the block and the problem.
-func (e *CorruptError) Error() string {
-	return fmt.Sprintf("thin metadata block %d: %s; if the pool is not in use, its metadata is damaged: check it with thin_check", e.Block, e.Problem)
-}
-
-func corrupt(block uint64, format string, args ...any) error {
-	return &CorruptError{Block: block, Problem: fmt.Sprintf(format, args...)}
+// format is that of thin pools.
+var format = &persistent.Format{
+	Name:   "thin metadata",
+	Advice: "if the pool is not in use, its metadata is damaged: check it with thin_check",
 }

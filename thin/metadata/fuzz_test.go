@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"testing"
+
+	"decant/dm/persistent"
 )
 
 // kernelImage is the beginning of the metadata device of a pool that a kernel made,
@@ -24,22 +26,22 @@ func kernelImage(t testing.TB) []byte {
 
 // kindOf finds out by the checksum what a block is, so that it can get a new one after
 // a change.
-func kindOf(block []byte) kind {
-	for _, k := range []kind{kindSuperblock, kindNode, kindBitmap} {
-		if le.Uint32(block) == checksum(block, k) {
-			return k
+func kindOf(block []byte) (k persistent.Kind, known bool) {
+	for _, k := range []persistent.Kind{kindSuperblock, persistent.KindNode, kindBitmap} {
+		if le.Uint32(block) == persistent.Checksum(block, k) {
+			return k, true
 		}
 	}
-	return 0
+	return persistent.Kind{}, false
 }
 
 // FuzzImage changes bytes of metadata devices, and gives most blocks the number and
 // checksum that fit, so that it comes to what is behind them. A change is four bytes:
 // the block, two that say where in it, and what is put there.
 func FuzzImage(f *testing.F) {
-	images := []*image{build(), {kernelImage(f), map[uint64]kind{}}}
+	images := []*image{build(), {kernelImage(f), map[uint64]persistent.Kind{}}}
 	for b := range uint64(len(images[1].bytes) / BlockBytes) {
-		if k := kindOf(images[1].block(b)); k != 0 {
+		if k, known := kindOf(images[1].block(b)); known {
 			images[1].kinds[b] = k
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decant/dm"
+	"decant/dm/persistent"
 	"decant/loopdev"
 )
 
@@ -58,7 +59,7 @@ func newLivePool(t *testing.T, metadataBytes uint64) *livePool {
 	p.activate("tmeta", metadataBytes, "linear", nodes[0]+" 0")
 	blank, err := os.OpenFile(dm.Path("tmeta"), os.O_WRONLY|unix.O_DIRECT, 0)
 	must(t, err)
-	_, err = blank.WriteAt(alignedBlock(), 0)
+	_, err = blank.WriteAt(persistent.AlignedBlock(), 0)
 	must(t, errors.Join(err, blank.Close()))
 	p.activate("pool", dataBlocks*blockBytes, "thin-pool",
 		fmt.Sprintf("%s %s %d 0 1 error_if_no_space", dm.Path("tmeta"), nodes[1], blockBytes/dm.SectorBytes))
@@ -285,7 +286,7 @@ func TestKernelMetadataSuperblockRepeats(t *testing.T) {
 	}
 	move()
 	p.commit(d)
-	first, err := readRaw(p.raw, superblockNumber)
+	first, err := format.Read(p.raw, superblockNumber)
 	must(t, err)
 	old := p.readLive()
 
@@ -295,7 +296,7 @@ func TestKernelMetadataSuperblockRepeats(t *testing.T) {
 			return err
 		}
 		for commits := 0; len(walked) == 0; commits++ {
-			now, err := readRaw(p.raw, superblockNumber)
+			now, err := format.Read(p.raw, superblockNumber)
 			must(t, err)
 			if commits > 0 && bytes.Equal(now, first) && !reflect.DeepEqual(p.readLive(), old) {
 				t.Logf("the superblock is the same after %d commits", commits)

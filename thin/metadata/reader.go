@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+
+	"decant/dm/persistent"
 )
 
 const (
@@ -22,7 +24,7 @@ type Options struct {
 // Reader reads one committed state of a pool. It holds no resources. One goroutine at
 // a time may use it; iterators of the same Reader may run interleaved.
 type Reader struct {
-	blocks     *blocks
+	blocks     *persistent.Blocks
 	superblock Superblock
 	dataBlocks uint64 // how many there are; a held metadata snapshot does not say
 }
@@ -62,7 +64,7 @@ type Mapping struct {
 // Of a pool in use, a held snapshot can be read for as long as it is held. What was
 // committed last must be read within Consistently.
 func Open(r io.ReaderAt, o Options) (*Reader, error) {
-	live, err := readRaw(r, superblockNumber)
+	live, err := format.Read(r, superblockNumber)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,7 @@ func open(r io.ReaderAt, o Options, superblock []byte) (*Reader, error) {
 		return nil, err
 	}
 	m := &Reader{
-		blocks:     &blocks{r: r, number: live.MetadataSpaceMap.Blocks, cached: map[uint64]checked{}},
+		blocks:     persistent.NewBlocks(format, r, live.MetadataSpaceMap.Blocks),
 		superblock: live,
 		dataBlocks: live.DataSpaceMap.Blocks,
 	}
@@ -88,7 +90,7 @@ func open(r io.ReaderAt, o Options, superblock []byte) (*Reader, error) {
 	if live.HeldRoot == 0 {
 		return nil, fmt.Errorf("open the held metadata snapshot: %w; send the pool reserve_metadata_snap first", ErrNotHeld)
 	}
-	held, err := m.blocks.follow(superblockNumber, live.HeldRoot, kindSuperblock)
+	held, err := m.blocks.Follow(superblockNumber, live.HeldRoot, kindSuperblock)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +107,7 @@ func (m *Reader) DataBlocks() uint64 { return m.dataBlocks }
 // Devices gives all thin devices, by ascending id. After an error there is nothing more.
 func (m *Reader) Devices() iter.Seq2[Device, error] {
 	return func(yield func(Device, error) bool) {
-		err := m.details().entries(0, func(e entry) (bool, error) {
+		err := m.details().Entries(0, func(e persistent.Entry) (bool, error) {
 			d, err := parseDevice(e)
 			if err != nil {
 				return false, err
@@ -120,7 +122,7 @@ func (m *Reader) Devices() iter.Seq2[Device, error] {
 
 // Device gives one thin device. ErrNoDevice if there is none with this id.
 func (m *Reader) Device(id uint32) (Device, error) {
-	e, found, err := m.details().lookup(uint64(id))
+	e, found, err := m.details().Lookup(uint64(id))
 	if err != nil {
 		return Device{}, err
 	}
@@ -130,20 +132,20 @@ func (m *Reader) Device(id uint32) (Device, error) {
 	return parseDevice(e)
 }
 
-func (m *Reader) details() *tree {
-	return &tree{blocks: m.blocks, holder: m.superblock.Block, root: m.superblock.DeviceDetailsRoot, valueBytes: detailsBytes}
+func (m *Reader) details() *persistent.Tree {
+	return &persistent.Tree{Blocks: m.blocks, Holder: m.superblock.Block, Root: m.superblock.DeviceDetailsRoot, ValueBytes: detailsBytes}
 }
 
-func parseDevice(e entry) (Device, error) {
-	if e.key > maxThinID {
-		return Device{}, corrupt(e.block, "it has a thin device %d, and ids end with %d", e.key, maxThinID)
+func parseDevice(e persistent.Entry) (Device, error) {
+	if e.Key > maxThinID {
+		return Device{}, format.Corrupt(e.Block, "it has a thin device %d, and ids end with %d", e.Key, maxThinID)
 	}
 	return Device{
-		ID:              uint32(e.key),
-		MappedBlocks:    le.Uint64(e.value),
-		TransactionID:   le.Uint64(e.value[8:]),
-		CreationTime:    le.Uint32(e.value[16:]),
-		SnapshottedTime: le.Uint32(e.value[20:]),
+		ID:              uint32(e.Key),
+		MappedBlocks:    le.Uint64(e.Value),
+		TransactionID:   le.Uint64(e.Value[8:]),
+		CreationTime:    le.Uint32(e.Value[16:]),
+		SnapshottedTime: le.Uint32(e.Value[20:]),
 	}, nil
 }
 
@@ -177,7 +179,7 @@ func (m *Reader) NextMapped(id uint32, from uint64) (run Mapping, found bool, er
 		return Mapping{}, false, err
 	}
 	var first SharedMapping
-	err = t.entries(from, func(e entry) (bool, error) {
+	err = t.Entries(from, func(e persistent.Entry) (bool, error) {
 		next, err := m.parseMapping(e)
 		switch {
 		case err != nil:
@@ -189,7 +191,7 @@ func (m *Reader) NextMapped(id uint32, from uint64) (run Mapping, found bool, er
 		default:
 			first.Blocks++
 		}
-		return !e.last, nil
+		return !e.Last, nil
 	})
 	if err != nil {
 		return Mapping{}, false, err
@@ -198,9 +200,9 @@ func (m *Reader) NextMapped(id uint32, from uint64) (run Mapping, found bool, er
 }
 
 // mappingTree of one device, from the tree of all.
-func (m *Reader) mappingTree(id uint32) (*tree, error) {
-	top := &tree{blocks: m.blocks, holder: m.superblock.Block, root: m.superblock.DataMappingRoot, valueBytes: rootBytes}
-	e, found, err := top.lookup(uint64(id))
+func (m *Reader) mappingTree(id uint32) (*persistent.Tree, error) {
+	top := &persistent.Tree{Blocks: m.blocks, Holder: m.superblock.Block, Root: m.superblock.DataMappingRoot, ValueBytes: rootBytes}
+	e, found, err := top.Lookup(uint64(id))
 	if err != nil {
 		return nil, err
 	}
@@ -208,17 +210,17 @@ func (m *Reader) mappingTree(id uint32) (*tree, error) {
 		if _, err := m.Device(id); err != nil {
 			return nil, err
 		}
-		return nil, corrupt(top.root, "the tree of mappings has no thin %d, and the tree of details has", id)
+		return nil, format.Corrupt(top.Root, "the tree of mappings has no thin %d, and the tree of details has", id)
 	}
-	return &tree{blocks: m.blocks, holder: e.block, root: le.Uint64(e.value), valueBytes: mappingBytes}, nil
+	return &persistent.Tree{Blocks: m.blocks, Holder: e.Block, Root: le.Uint64(e.Value), ValueBytes: mappingBytes}, nil
 }
 
 // runs joins the entries of a mapping tree.
-func (m *Reader) runs(t *tree, from uint64, shared func(SharedMapping) bool) iter.Seq2[SharedMapping, error] {
+func (m *Reader) runs(t *persistent.Tree, from uint64, shared func(SharedMapping) bool) iter.Seq2[SharedMapping, error] {
 	return func(yield func(SharedMapping, error) bool) {
 		var run SharedMapping
 		wanted := true
-		err := t.entries(from, func(e entry) (bool, error) {
+		err := t.Entries(from, func(e persistent.Entry) (bool, error) {
 			next, err := m.parseMapping(e)
 			if err != nil {
 				return false, err
@@ -247,17 +249,17 @@ func (run SharedMapping) joins(next SharedMapping) bool {
 		next.DataBlock == run.DataBlock+run.Blocks && next.Time == run.Time && next.Shared == run.Shared
 }
 
-func (m *Reader) parseMapping(e entry) (SharedMapping, error) {
-	value := le.Uint64(e.value)
+func (m *Reader) parseMapping(e persistent.Entry) (SharedMapping, error) {
+	value := le.Uint64(e.Value)
 	run := SharedMapping{
-		Mapping{VirtualBlock: e.key, DataBlock: value >> timeBits, Blocks: 1, Time: uint32(value & (1<<timeBits - 1))},
-		e.shared,
+		Mapping{VirtualBlock: e.Key, DataBlock: value >> timeBits, Blocks: 1, Time: uint32(value & (1<<timeBits - 1))},
+		e.Shared,
 	}
 	if run.DataBlock >= m.dataBlocks {
-		return run, corrupt(e.block, "it maps virtual block %d to data block %d of %d", e.key, run.DataBlock, m.dataBlocks)
+		return run, format.Corrupt(e.Block, "it maps virtual block %d to data block %d of %d", e.Key, run.DataBlock, m.dataBlocks)
 	}
-	if e.key >= maxDeviceBytes/uint64(m.superblock.DataBlockBytes()) {
-		return run, corrupt(e.block, "it maps virtual block %d, which no device is large enough for", e.key)
+	if e.Key >= maxDeviceBytes/uint64(m.superblock.DataBlockBytes()) {
+		return run, format.Corrupt(e.Block, "it maps virtual block %d, which no device is large enough for", e.Key)
 	}
 	return run, nil
 }

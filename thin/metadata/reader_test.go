@@ -183,9 +183,6 @@ func TestMillionBlocks(t *testing.T) {
 	if i != runs {
 		t.Errorf("%d runs of %d", i, runs)
 	}
-	if len(m.blocks.cached) > cacheBlocks {
-		t.Errorf("%d blocks are cached", len(m.blocks.cached))
-	}
 
 	reads.n = 0
 	m, err = Open(reads, Options{})

@@ -1,6 +1,10 @@
 package metadata
 
-import "iter"
+import (
+	"iter"
+
+	"decant/dm/persistent"
+)
 
 // SharedMapping is a run of which all blocks are shared, or none.
 type SharedMapping struct {
@@ -31,9 +35,9 @@ func (m *Reader) Sharing() (*Sharing, error) {
 			return nil, err
 		}
 		// What hangs on a node that was reached before has been counted.
-		t.seen = func(block uint64) bool { return s.nodes.add(block) > 1 }
-		t.skipShared = true
-		err = t.entries(0, func(e entry) (bool, error) {
+		t.Seen = func(block uint64) bool { return s.nodes.add(block) > 1 }
+		t.SkipShared = true
+		err = t.Entries(0, func(e persistent.Entry) (bool, error) {
 			run, err := m.parseMapping(e)
 			if err == nil {
 				s.data.add(run.DataBlock)
@@ -67,9 +71,9 @@ func (s *Sharing) ExclusiveBlocks(id uint32) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	t.skipShared = true
+	t.SkipShared = true
 	exclusive := uint64(0)
-	err = t.entries(0, func(e entry) (bool, error) {
+	err = t.Entries(0, func(e persistent.Entry) (bool, error) {
 		run, err := s.reader.parseMapping(e)
 		if err == nil && !s.shared(run) {
 			exclusive++
@@ -79,10 +83,10 @@ func (s *Sharing) ExclusiveBlocks(id uint32) (uint64, error) {
 	return exclusive, err
 }
 
-func (s *Sharing) mappingTree(id uint32) (*tree, error) {
+func (s *Sharing) mappingTree(id uint32) (*persistent.Tree, error) {
 	t, err := s.reader.mappingTree(id)
 	if err == nil {
-		t.seen = func(block uint64) bool { return s.nodes.of(block) > 1 }
+		t.Seen = func(block uint64) bool { return s.nodes.of(block) > 1 }
 	}
 	return t, err
 }

@@ -1,6 +1,10 @@
 package metadata
 
-import "fmt"
+import (
+	"fmt"
+
+	"decant/dm/persistent"
+)
 
 const (
 	indexBytes        = 16 // block of a bitmap, how many of its blocks are free, where the first may be
@@ -25,14 +29,14 @@ func (m *Reader) RefCount(dataBlock uint64) (uint32, error) {
 		return 0, fmt.Errorf("count the references of data block %d: the data device has %d blocks", dataBlock, s.Blocks)
 	}
 	index := m.spaceMapTree(s.BitmapRoot, indexBytes)
-	e, found, err := index.lookup(dataBlock / countsPerBitmap)
+	e, found, err := index.Lookup(dataBlock / countsPerBitmap)
 	if err != nil {
 		return 0, err
 	}
 	if !found {
-		return 0, corrupt(s.BitmapRoot, "the space map has no bitmap for data block %d", dataBlock)
+		return 0, format.Corrupt(s.BitmapRoot, "the space map has no bitmap for data block %d", dataBlock)
 	}
-	bitmap, err := m.blocks.follow(e.block, le.Uint64(e.value), kindBitmap)
+	bitmap, err := m.blocks.Follow(e.Block, le.Uint64(e.Value), kindBitmap)
 	if err != nil {
 		return 0, err
 	}
@@ -50,20 +54,20 @@ func bitmapCount(bitmap []byte, i uint64) uint32 {
 
 func (m *Reader) largeRefCount(dataBlock uint64) (uint32, error) {
 	root := m.superblock.DataSpaceMap.RefCountRoot
-	e, found, err := m.spaceMapTree(root, refCountBytes).lookup(dataBlock)
+	e, found, err := m.spaceMapTree(root, refCountBytes).Lookup(dataBlock)
 	if err != nil {
 		return 0, err
 	}
 	if !found {
-		return 0, corrupt(root, "the space map has no reference count for data block %d, and the bitmap says that it is here", dataBlock)
+		return 0, format.Corrupt(root, "the space map has no reference count for data block %d, and the bitmap says that it is here", dataBlock)
 	}
-	count := le.Uint32(e.value)
+	count := le.Uint32(e.Value)
 	if count < countElsewhere {
-		return 0, corrupt(e.block, "data block %d has reference count %d, which belongs into the bitmap", dataBlock, count)
+		return 0, format.Corrupt(e.Block, "data block %d has reference count %d, which belongs into the bitmap", dataBlock, count)
 	}
 	return count, nil
 }
 
-func (m *Reader) spaceMapTree(root uint64, valueBytes uint32) *tree {
-	return &tree{blocks: m.blocks, holder: m.superblock.Block, root: root, valueBytes: valueBytes}
+func (m *Reader) spaceMapTree(root uint64, valueBytes uint32) *persistent.Tree {
+	return &persistent.Tree{Blocks: m.blocks, Holder: m.superblock.Block, Root: root, ValueBytes: valueBytes}
 }

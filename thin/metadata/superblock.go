@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"decant/dm/persistent"
 )
 
 const (
-	superblockNumber  = 0
+	superblockNumber  = persistent.SuperblockNumber
 	superblockMagic   = 27022010
 	flagNeedsCheck    = 1
 	newestVersion     = 2
@@ -62,7 +64,7 @@ func (s Superblock) DataBlockBytes() int64 { return int64(s.DataBlockSectors) * 
 // itself, also on a pool in use: the kernel writes it as one sector. (A torn read shows
 // in the checksum.)
 func ReadSuperblock(r io.ReaderAt) (Superblock, error) {
-	block, err := readRaw(r, superblockNumber)
+	block, err := format.Read(r, superblockNumber)
 	if err != nil {
 		return Superblock{}, err
 	}
@@ -71,9 +73,9 @@ func ReadSuperblock(r io.ReaderAt) (Superblock, error) {
 
 func parseSuperblock(block []byte, number uint64) (Superblock, error) {
 	if magic := le.Uint64(block[32:]); magic != superblockMagic {
-		return Superblock{}, corrupt(number, "this is no superblock of a thin pool: its magic number is %d and not %d", magic, superblockMagic)
+		return Superblock{}, format.Corrupt(number, "this is no superblock of a thin pool: its magic number is %d and not %d", magic, superblockMagic)
 	}
-	if err := checkHeader(block, number, kindSuperblock); err != nil {
+	if err := format.Check(block, number, kindSuperblock); err != nil {
 		return Superblock{}, err
 	}
 	s := Superblock{
@@ -111,9 +113,9 @@ func (s Superblock) check(blockSectors uint32) error {
 	case s.IncompatFlags != 0:
 		return fmt.Errorf("read thin metadata block %d: it has incompatible features %#x: %w", s.Block, s.IncompatFlags, ErrUnsupported)
 	case blockSectors != metadataSectors:
-		return corrupt(s.Block, "its metadata blocks have %d sectors and not %d", blockSectors, metadataSectors)
+		return format.Corrupt(s.Block, "its metadata blocks have %d sectors and not %d", blockSectors, metadataSectors)
 	case s.DataBlockSectors < minDataSectors || s.DataBlockSectors > maxDataSectors || s.DataBlockSectors%minDataSectors != 0:
-		return corrupt(s.Block, "its data blocks have %d sectors, which is no multiple of %d up to %d", s.DataBlockSectors, minDataSectors, maxDataSectors)
+		return format.Corrupt(s.Block, "its data blocks have %d sectors, which is no multiple of %d up to %d", s.DataBlockSectors, minDataSectors, maxDataSectors)
 	}
 	return nil
 }
@@ -122,11 +124,11 @@ func (s Superblock) check(blockSectors uint32) error {
 func (s Superblock) checkLive() error {
 	switch {
 	case s.MetadataSpaceMap.Blocks < 2 || s.MetadataSpaceMap.Blocks > maxMetadataBlocks:
-		return corrupt(s.Block, "its metadata device has %d blocks, which is not between 2 and %d", s.MetadataSpaceMap.Blocks, maxMetadataBlocks)
+		return format.Corrupt(s.Block, "its metadata device has %d blocks, which is not between 2 and %d", s.MetadataSpaceMap.Blocks, maxMetadataBlocks)
 	case s.DataSpaceMap.Blocks > maxDataBlocks:
-		return corrupt(s.Block, "its data device has %d blocks, which is more than %d", s.DataSpaceMap.Blocks, uint64(maxDataBlocks))
+		return format.Corrupt(s.Block, "its data device has %d blocks, which is more than %d", s.DataSpaceMap.Blocks, uint64(maxDataBlocks))
 	case s.HeldRoot >= s.MetadataSpaceMap.Blocks:
-		return corrupt(s.Block, "its held root is block %d of %d", s.HeldRoot, s.MetadataSpaceMap.Blocks)
+		return format.Corrupt(s.Block, "its held root is block %d of %d", s.HeldRoot, s.MetadataSpaceMap.Blocks)
 	}
 	return nil
 }

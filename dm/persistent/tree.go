@@ -1,4 +1,4 @@
-package metadata
+package persistent
 
 import "math"
 
@@ -12,30 +12,31 @@ const (
 	maxDepth = 32
 )
 
-// tree is a B-tree: inner nodes lead from a key to the child that holds it and what
+// Tree is a B-tree: inner nodes lead from a key to the child that holds it and what
 // follows, leaves lead from a key to a value.
-type tree struct {
-	blocks     *blocks
-	holder     uint64 // the block that names the root
-	root       uint64
-	valueBytes uint32
-	// seen, if there is one, says of each node whether what hangs on it is shared.
-	seen func(block uint64) (shared bool)
-	// skipShared leaves out what is shared.
-	skipShared bool
+type Tree struct {
+	Blocks     *Blocks
+	Holder     uint64 // the block that names the root
+	Root       uint64
+	ValueBytes uint32
+	// Seen, if there is one, says of each node whether what hangs on it is shared.
+	Seen func(block uint64) (shared bool)
+	// SkipShared leaves out what is shared.
+	SkipShared bool
 }
 
-// entry of a leaf.
-type entry struct {
-	key    uint64
-	value  []byte // not to be written to
-	block  uint64 // the leaf
-	last   bool   // of the leaf
-	shared bool   // as tree.seen says of the leaf or a node above it
+// Entry of a leaf.
+type Entry struct {
+	Key    uint64
+	Value  []byte // not to be written to
+	Block  uint64 // the leaf
+	Last   bool   // of the leaf
+	Shared bool   // as Tree.Seen says of the leaf or a node above it
 }
 
 // node is a checked one.
 type node struct {
+	format  *Format
 	block   uint64
 	leaf    bool
 	entries int
@@ -72,16 +73,16 @@ type place struct {
 	shared        bool
 }
 
-func (t *tree) load(p place) (*node, error) {
+func (t *Tree) load(p place) (*node, error) {
 	if p.depth >= maxDepth {
-		return nil, corrupt(p.parent, "the tree from block %d on is deeper than %d nodes", t.root, maxDepth)
+		return nil, t.Blocks.format.Corrupt(p.parent, "the tree from block %d on is deeper than %d nodes", t.Root, maxDepth)
 	}
-	bytes, err := t.blocks.follow(p.parent, p.block, kindNode)
+	bytes, err := t.Blocks.Follow(p.parent, p.block, KindNode)
 	if err != nil {
 		return nil, err
 	}
-	n := &node{block: p.block, bytes: bytes}
-	if err := n.checkShape(t.valueBytes); err != nil {
+	n := &node{format: t.Blocks.format, block: p.block, bytes: bytes}
+	if err := n.checkShape(t.ValueBytes); err != nil {
 		return nil, err
 	}
 	return n, n.checkKeys(p)
@@ -97,16 +98,16 @@ func (n *node) checkShape(leafValueBytes uint32) error {
 		n.leaf = true
 		want = leafValueBytes
 	default:
-		return corrupt(n.block, "its flags %#x are neither those of an inner node nor those of a leaf", flags)
+		return n.format.Corrupt(n.block, "its flags %#x are neither those of an inner node nor those of a leaf", flags)
 	}
 	if size != want {
-		return corrupt(n.block, "its values have %d bytes and not %d", size, want)
+		return n.format.Corrupt(n.block, "its values have %d bytes and not %d", size, want)
 	}
 	if most > (BlockBytes-nodeHeaderBytes)/(keyBytes+size) {
-		return corrupt(n.block, "it says that it has room for %d entries, which is more than a block has", most)
+		return n.format.Corrupt(n.block, "it says that it has room for %d entries, which is more than a block has", most)
 	}
 	if entries > most {
-		return corrupt(n.block, "it has %d entries and room for %d", entries, most)
+		return n.format.Corrupt(n.block, "it has %d entries and room for %d", entries, most)
 	}
 	n.entries, n.max, n.size = int(entries), int(most), int(size)
 	return nil
@@ -114,33 +115,33 @@ func (n *node) checkShape(leafValueBytes uint32) error {
 
 func (n *node) checkKeys(p place) error {
 	if n.entries == 0 && (p.depth > 0 || !n.leaf) {
-		return corrupt(n.block, "it has no entries, and is not the only node of its tree")
+		return n.format.Corrupt(n.block, "it has no entries, and is not the only node of its tree")
 	}
 	for i := range n.entries {
 		key := n.key(i)
 		if i > 0 && key <= n.key(i-1) {
-			return corrupt(n.block, "its key %d does not come after its key %d", key, n.key(i-1))
+			return n.format.Corrupt(n.block, "its key %d does not come after its key %d", key, n.key(i-1))
 		}
 		if key < p.first || key > p.last {
-			return corrupt(n.block, "its key %d is not between %d and %d, where block %d has it hang", key, p.first, p.last, p.parent)
+			return n.format.Corrupt(n.block, "its key %d is not between %d and %d, where block %d has it hang", key, p.first, p.last, p.parent)
 		}
 	}
 	return nil
 }
 
-// entries calls yield for the entries with keys not below from, in order, until it says
+// Entries calls yield for the entries with keys not below from, in order, until it says
 // that it has enough.
-func (t *tree) entries(from uint64, yield func(entry) (more bool, err error)) error {
-	root := place{parent: t.holder, block: t.root, last: math.MaxUint64}
+func (t *Tree) Entries(from uint64, yield func(Entry) (more bool, err error)) error {
+	root := place{parent: t.Holder, block: t.Root, last: math.MaxUint64}
 	_, err := t.walk(root, from, yield)
 	return err
 }
 
-func (t *tree) walk(p place, from uint64, yield func(entry) (bool, error)) (more bool, err error) {
-	if t.seen != nil && t.seen(p.block) {
+func (t *Tree) walk(p place, from uint64, yield func(Entry) (bool, error)) (more bool, err error) {
+	if t.Seen != nil && t.Seen(p.block) {
 		p.shared = true
 	}
-	if p.shared && t.skipShared {
+	if p.shared && t.SkipShared {
 		return true, nil
 	}
 	n, err := t.load(p)
@@ -153,7 +154,7 @@ func (t *tree) walk(p place, from uint64, yield func(entry) (bool, error)) (more
 	}
 	for ; i < n.entries; i++ {
 		if n.leaf {
-			more, err = yield(entry{n.key(i), n.value(i), n.block, i+1 == n.entries, p.shared})
+			more, err = yield(Entry{n.key(i), n.value(i), n.block, i+1 == n.entries, p.shared})
 		} else {
 			more, err = t.walk(n.child(i, p), from, yield)
 		}
@@ -175,10 +176,10 @@ func (n *node) child(i int, p place) place {
 	return c
 }
 
-// lookup finds one key.
-func (t *tree) lookup(key uint64) (e entry, found bool, err error) {
-	err = t.entries(key, func(next entry) (bool, error) {
-		e, found = next, next.key == key
+// Lookup finds one key.
+func (t *Tree) Lookup(key uint64) (e Entry, found bool, err error) {
+	err = t.Entries(key, func(next Entry) (bool, error) {
+		e, found = next, next.Key == key
 		return false, nil
 	})
 	return e, found, err

@@ -1,4 +1,4 @@
-package metadata
+package persistent
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ type IOCounts struct {
 }
 
 // DeviceIOCounts counts by what the kernel shows of a block device in /sys/dev/block.
-// The number must be that of the device which the pool's table names as its metadata
+// The number must be that of the device which the target's table names as its metadata
 // device, and not of one beneath it or on it: the kernel counts a request where it was
 // sent, before it tells the sender that the request has ended.
 //
