@@ -13,8 +13,8 @@
 // It commits like a disk with a volatile write cache: with each flush, each second when
 // something has changed, when its status is asked for (dm.Control.Status), and when it
 // is suspended. A commit flushes the destination before it says on the metadata device
-// that regions are hydrated. Kernels before 5.7 do not do so, or may fail at it in other
-// ways: see Oldest.
+// that regions are hydrated. Kernels before 5.7 do not do so, or not always: see
+// CheckKernel.
 //
 // # Metadata
 //

@@ -229,3 +229,18 @@ func SetThreshold(regions int64) string { return fmt.Sprintf("hydration_threshol
 
 // SetBatch is the message for how many regions that follow each other one copy may take.
 func SetBatch(regions int64) string { return fmt.Sprintf("hydration_batch_size %d", regions) }
+
+// CheckKernel refuses the kernels before 5.7 by their release (uname -r). The target's
+// version is 1.0.0 in all of them, but until 5.5 a commit did not flush the destination,
+// and until 5.7 it could record regions that were hydrated after its flush: with the
+// source discarded, either would be a loss.
+func CheckKernel(release string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("the kernel's release %q begins with no version", release)
+	}
+	if major < 5 || major == 5 && minor < 7 {
+		return fmt.Errorf("dm-clone of kernel %s may record regions that a loss of power takes away; 5.7 or later is needed", release)
+	}
+	return nil
+}
