@@ -102,3 +102,10 @@ func (r *regions) soilChanged(run region.Range, data bool, copied int64) bool {
 	}
 	return true
 }
+
+// areHydrated says whether the journal has all of a run as hydrated.
+func (r *regions) areHydrated(run region.Range) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hydrated.HasAll(run)
+}

@@ -45,6 +45,10 @@ type Config struct {
 	RepeatDiscards bool
 	// PeakExtraBytes, if set, is asked at each commit and recorded with it.
 	PeakExtraBytes func() int64
+	// GuestsOutlive says that guests may live on when this process dies, as file
+	// systems on a block device do: then no answered change may be lost by that. See
+	// the package comment.
+	GuestsOutlive bool
 	// BufferBytes is the most that one read or write moves; a power of two, at
 	// least 4 KiB.
 	BufferBytes int64

@@ -74,6 +74,23 @@
 // with the error, reads of what guests have changed show what the destination shows;
 // a read that the failure overtakes is made again.
 //
+// # Guests that outlive the process
+//
+// A file system on a block device lives on, with all that it has in memory, when the
+// process dies that serves the device. It asks again for what was not answered, but
+// never for what was: an answered write that no flush had covered must not be lost,
+// unless the power fails. Config.GuestsOutlive keeps that promise:
+//
+//	A guest's change is answered only when the journal has all of its regions as
+//	Hydrated.
+//
+// A region that is Hydrated already is written to in place, and the write waits for
+// nothing more: the destination keeps what it was sent as long as it has power. The
+// first change of any other region ends with a commit, which all changes share that
+// wait for it. So nothing that was answered is Dirty, and what a dead process takes
+// with it are regions that no answered change is in. Flushes, power cuts and failures
+// mean the same as for other guests.
+//
 // # Invariants
 //
 //	I1   A region is journaled hydrated only after a destination flush that began

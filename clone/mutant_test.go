@@ -19,6 +19,9 @@ const byMachine = "^(TestCrashAtEveryStep|TestCrashUnderConcurrentWorkers|TestEv
 // byGuests are those that also have guests, and know no more of the protocol.
 const byGuests = "^(TestGuestCrashAtEveryStep|TestGuestCrashUnderConcurrentWorkers|TestGuestEveryCallFails)$"
 
+// byOutliving are those whose guests outlive the process.
+const byOutliving = "^(TestOutlivingGuestsAndKillAtEveryStep|TestOutlivingGuestsUnderConcurrentWorkers)$"
+
 // mutant is one bug planted in the protocol, and the tests that must find it.
 type mutant struct{ name, file, old, new, by string }
 
@@ -129,6 +132,10 @@ var guestMutants = []mutant{
 	{"what guests wrote counts as lost", "recheck.go", "	if sum == journal.WrittenSum {\n		return true, nil", "	if sum == journal.WrittenSum {\n		return false, nil", "^TestFault38RecheckBelievesGuests$"},
 	{"guests go on after a loss", "recheck.go", "	c.regions.forget()\n", "", "^TestFault38NoChangesAfterALoss$"},
 	{"what somebody else has judged is judged again", "recheck.go", "	if !c.regions.inDoubt(one) {", "	if c.regions.inDoubt(one) && false {", "^TestFault38GuestOvertakesRecheck$"},
+	{"a change is answered before its commit", "write.go", "	if all.Empty() || c.regions.areHydrated(all) {", "	if true {", byOutliving},
+	{"what is dirty counts as safe from a kill", "changes.go", "	return r.hydrated.HasAll(run)\n", "	return r.claimed.HasAll(run)\n", byOutliving},
+	{"what is about to be committed counts as safe from a kill", "changes.go", "	return r.hydrated.HasAll(run)\n", "	sure := r.hydrated.Clone()\n	sure.Union(r.sealed.regions)\n	return sure.HasAll(run)\n", "^TestOutlivingGuestsWaitForACommitUnderWay$"},
+	{"only the first region of a change is made safe from a kill", "write.go", "		all := c.Geometry.Touched(w.off, w.n)\n", "		all := c.Geometry.Touched(w.off, min(w.n, 1))\n", byOutliving},
 	{"a failed guest's write keeps its regions", "write.go", "		c.regions.release(run)\n", "", "^TestFault36NoSpaceForGuests$"},
 }
 

@@ -92,6 +92,17 @@ func (w change) onto(p []byte, off int64) {
 func (c *Clone) carryOut(w change, op string) (done int64, err error) {
 	c.guests.enter()
 	defer c.guests.leave()
+	if c.GuestsOutlive {
+		all := c.Geometry.Touched(w.off, w.n)
+		defer func() {
+			if err == nil {
+				err = c.outlive(all)
+			}
+			if err != nil {
+				done = 0 // nobody is to rely on a part of it
+			}
+		}()
+	}
 	for end := w.off + w.n; w.off < end; {
 		n, err := c.changeRun(w, op)
 		if err != nil {
@@ -104,6 +115,16 @@ func (c *Clone) carryOut(w change, op string) (done int64, err error) {
 		}
 	}
 	return done, nil
+}
+
+// outlive returns nil once the end of this process can undo nothing in these regions:
+// the journal has them as hydrated, so that the next process reads them from the
+// destination, which has every byte that it was sent.
+func (c *Clone) outlive(all region.Range) error {
+	if all.Empty() || c.regions.areHydrated(all) {
+		return nil
+	}
+	return c.Commit()
 }
 
 // changeRun changes the leading part of w whose regions are in the same state.

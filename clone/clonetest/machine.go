@@ -85,6 +85,7 @@ func (m *Machine) Config() clone.Config {
 		Verify:      m.setup.Verify,
 		// As a service does that goes on with a migration.
 		RepeatDiscards: m.recovered,
+		GuestsOutlive:  m.setup.Outlive,
 		BufferBytes:    m.setup.BufferBytes,
 	}
 	if m.setup.Sparse {
@@ -183,7 +184,8 @@ func (m *Machine) Restart() *Machine {
 }
 
 // fallBack makes the model show what the ends do: a process that has died takes
-// what was Dirty with it, and the rest is still volatile.
+// what was Dirty with it, and the rest is still volatile. Guests that have outlived
+// it see nothing older than what they were answered.
 func (m *Machine) fallBack() {
 	state, g := replay(m.log), m.setup.Geometry()
 	for nr := range region.Nr(g.Regions()) {
@@ -192,7 +194,7 @@ func (m *Machine) fallBack() {
 		if state.Hydrated.Has(nr) {
 			shown = m.dst.now[off : off+n]
 		}
-		if err := m.contents.check(shown, off, m.contents.now(off, n), true); err != nil {
+		if err := m.contents.check(shown, off, m.contents.now(off, n), !m.setup.Outlive); err != nil {
 			m.violations = append(m.violations, fmt.Errorf("region %d after a restart: %w", nr, err))
 		}
 		m.contents.fallBack(shown, off)

@@ -47,6 +47,8 @@ type Setup struct {
 	Garbage   bool // the destination does not begin as zeros (I10)
 	// Guests says that the device is written to, trimmed and flushed meanwhile.
 	Guests bool
+	// Outlive says that the guests outlive the process that runs the clone.
+	Outlive bool
 
 	image []byte // the bytes that must never get lost
 }
@@ -88,6 +90,14 @@ func Setups() *rapid.Generator[Setup] {
 func GuestSetups() *rapid.Generator[Setup] {
 	return rapid.Map(Setups(), func(s Setup) Setup {
 		s.Guests = true
+		return s
+	})
+}
+
+// OutlivingSetups draws setups with guests that outlive the process.
+func OutlivingSetups() *rapid.Generator[Setup] {
+	return rapid.Map(GuestSetups(), func(s Setup) Setup {
+		s.Outlive = true
 		return s
 	})
 }
