@@ -84,8 +84,12 @@ func (l *loop) finish() error {
 // commit is the step of the committing loop.
 func (r *run) commit() error {
 	if r.c.Status().Dirty > 0 {
+		begun := time.Now()
 		if err := r.c.Commit(); err != nil {
 			return err
+		}
+		if r.o.CommitTook != nil {
+			r.o.CommitTook(time.Since(begun))
 		}
 	}
 	r.account()

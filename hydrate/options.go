@@ -16,9 +16,11 @@ import (
 // counts have to be positive.
 type Options struct {
 	ThresholdRegions uint64 // regions in flight at most, as dm-clone's hydration_threshold
-	BatchRegions     uint64 // contiguous regions per copy at most, as dm-clone's hydration_batch_size
-	CommitPeriod     time.Duration
-	CommitBytes      int64 // copied bytes that may be uncommitted at a time, and so in one transaction
+	// Threshold takes the place of ThresholdRegions, where that is to change during the run.
+	Threshold    *Threshold
+	BatchRegions uint64 // contiguous regions per copy at most, as dm-clone's hydration_batch_size
+	CommitPeriod time.Duration
+	CommitBytes  int64 // copied bytes that may be uncommitted at a time, and so in one transaction
 	// GuestQuiet makes room for guests: while requests of theirs are in flight, or
 	// the last one has ended no longer ago than this, a single worker copies. Some
 	// milliseconds do; 0 lets the run compete with guests.
@@ -30,6 +32,8 @@ type Options struct {
 	// allocated in units that copies need not begin and end with.
 	EdgeBytes int64
 	Observer  Observer
+	// CommitTook is told how long each commit took that succeeded. It must return soon.
+	CommitTook func(time.Duration)
 }
 
 // Observer is told what happens. Its methods are called by the goroutines of the
@@ -65,6 +69,9 @@ func (e *IncompleteError) Error() string {
 func (e *IncompleteError) Unwrap() error { return e.Bad[0].Err }
 
 func (o Options) check(c *clone.Clone) error {
+	if o.Threshold != nil {
+		o.ThresholdRegions = o.Threshold.Regions()
+	}
 	switch {
 	case o.ThresholdRegions == 0 || o.BatchRegions == 0 || o.CommitBytes <= 0 || o.CommitPeriod <= 0:
 		return errors.New("threshold, batch, commit bytes and commit period have to be positive")

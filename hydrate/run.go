@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"decant/clone"
@@ -36,6 +35,10 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 		uncommitted: semaphore.NewWeighted(transactionBytes),
 		twice:       semaphore.NewWeighted(2 * transactionBytes),
 	}
+	if o.Threshold == nil {
+		r.o.Threshold = NewThreshold(o.ThresholdRegions)
+	}
+	r.workers = newWorkers(func() int { return int(max(1, r.o.Threshold.Regions()/o.BatchRegions)) })
 	r.commits = newLoop(r.commit, o.CommitPeriod)
 	r.discards = newLoop(r.discard, 0)
 	r.discards.request()
@@ -96,7 +99,7 @@ type run struct {
 	// transactions fit.
 	twice *semaphore.Weighted
 
-	workers  errgroup.Group
+	workers  *workers
 	copies   atomic.Int64  // workers that copy
 	ended    chan struct{} // holds one: a copy has ended
 	inFlight inFlight
@@ -112,12 +115,11 @@ const guestPoll = 5 * time.Millisecond
 
 // copyAll plans and copies until nothing is left, or something fails.
 func (r *run) copyAll(ctx context.Context) error {
-	r.workers.SetLimit(int(max(1, r.o.ThresholdRegions/r.o.BatchRegions)))
 	failing, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	for {
 		err := r.plan(failing, fail)
-		_ = r.workers.Wait() // workers report through fail
+		r.workers.Wait() // workers report through fail
 		if cause := context.Cause(failing); cause != nil {
 			return cause
 		}
@@ -147,14 +149,13 @@ func (r *run) covered() bool {
 }
 
 func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
-	batch := min(r.o.BatchRegions, r.o.ThresholdRegions, max(1, uint64(r.o.CommitBytes/2/r.c.Geometry.RegionBytes())))
 	all := r.c.Geometry.All()
 	for left := all; ; {
 		r.yield(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		work, ok, err := r.c.Next(left, batch)
+		work, ok, err := r.c.Next(left, r.batch())
 		if err != nil {
 			return err
 		}
@@ -176,6 +177,11 @@ func (r *run) plan(ctx context.Context, fail context.CancelCauseFunc) error {
 			left = region.Between(after, all.End())
 		}
 	}
+}
+
+// batch is the most regions of one copy.
+func (r *run) batch() uint64 {
+	return min(r.o.BatchRegions, r.o.Threshold.Regions(), max(1, uint64(r.o.CommitBytes/2/r.c.Geometry.RegionBytes())))
 }
 
 // do does work, or has it done, or a leading part of it, and says what that is.
@@ -231,7 +237,7 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 	_, n := r.c.Geometry.Bytes(within)
 	r.inFlight.add(n + r.o.EdgeBytes)
 	r.copies.Add(1)
-	r.workers.Go(func() error {
+	r.workers.Go(func() {
 		defer r.stop()
 		defer r.inFlight.add(-n - r.o.EdgeBytes)
 		// A copy that began is ended: the context stops the planner, not the copy.
@@ -245,7 +251,6 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 			fail(err)
 		}
 		r.copied()
-		return nil
 	})
 }
 

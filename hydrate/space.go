@@ -56,7 +56,7 @@ func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Ran
 	if fit, _, err := r.fitting(within); err != nil || !fit.Empty() {
 		return fit, err
 	}
-	_ = r.workers.Wait() // workers report through fail; none is started meanwhile
+	r.workers.Wait() // workers report through fail; none is started meanwhile
 	if ctx.Err() != nil {
 		return within, context.Cause(ctx)
 	}
@@ -148,7 +148,7 @@ func (r *run) isStarving() bool {
 // recoverSpace waits for the copies in flight, and says whether all has to be planned
 // once more since some of them found no room. Then there is room again.
 func (r *run) recoverSpace(ctx context.Context) (again bool, err error) {
-	_ = r.workers.Wait() // workers report through fail
+	r.workers.Wait() // workers report through fail
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}

@@ -16,8 +16,9 @@ var ErrLocked = errors.New("locked")
 
 // LockedError says who has a lock. It matches ErrLocked with errors.Is.
 type LockedError struct {
-	Path string
-	PID  int // of the process that has the lock; 0 if it has not said so yet
+	Path   string
+	PID    int    // of the process that has the lock; 0 if it has not said so yet
+	Holder string // what that process is; empty if it is a command like any other
 }
 
 // Error names the lock and its holder.
@@ -25,6 +26,9 @@ func (e *LockedError) Error() string {
 	holder := "another process"
 	if e.PID != 0 {
 		holder = fmt.Sprintf("process %d", e.PID)
+	}
+	if e.Holder != "" {
+		holder = fmt.Sprintf("%s (%s)", e.Holder, holder)
 	}
 	return fmt.Sprintf("lock file %s: %s holds it; stop that process, or ask it to do the work", e.Path, holder)
 }
@@ -40,7 +44,11 @@ type LockFile struct{ file *os.File }
 // holds the number of the locking process as text. It does not wait: if somebody
 // has the lock already, the error is a *LockedError. The file is a file of its own
 // and not the journal, whose locks belong to SQLite.
-func Lock(path string) (*LockFile, error) {
+func Lock(path string) (*LockFile, error) { return LockAs(path, "") }
+
+// LockAs is Lock by a process that says what it is, in one word: others must treat a
+// service that works on many things in another way than a command.
+func LockAs(path, holder string) (*LockFile, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
@@ -48,7 +56,7 @@ func Lock(path string) (*LockFile, error) {
 		}
 		current, err := lockNamed(f, path)
 		if err == nil && current {
-			err = writePID(f)
+			err = writeHolder(f, holder)
 		}
 		if err == nil && current {
 			return &LockFile{file: f}, nil
@@ -60,12 +68,33 @@ func Lock(path string) (*LockFile, error) {
 	}
 }
 
+// Holder says who has the lock of the file at path, without taking it: the error is
+// nil if nobody has, and else as of Lock. A missing file is locked by nobody.
+func Holder(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open lock file: %w", err)
+	}
+	defer func() { _ = f.Close() }() // only read from
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return lockedBy(f, path)
+	}
+	if err != nil {
+		return fmt.Errorf("lock file %s: %w", path, err)
+	}
+	return nil
+}
+
 // lockNamed locks f and says whether path still leads to it. A lock on a file that
 // somebody has unlinked meanwhile keeps nobody out.
 func lockNamed(f *os.File, path string) (current bool, err error) {
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return false, &LockedError{Path: path, PID: readPID(f)}
+		return false, lockedBy(f, path)
 	}
 	if err != nil {
 		return false, fmt.Errorf("lock file %s: %w", path, err)
@@ -81,23 +110,36 @@ func lockNamed(f *os.File, path string) (current bool, err error) {
 	return err == nil && os.SameFile(opened, named), err
 }
 
-func readPID(f *os.File) int {
-	text, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
+// lockedBy is the error for a lock that somebody else has, as that one has written it:
+// its number, and perhaps a word.
+func lockedBy(f *os.File, path string) *LockedError {
+	e := &LockedError{Path: path}
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, 64))
 	if err != nil {
-		return 0 // the number is for the message only
+		return e // what it says is for people and their commands only
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid < 0 {
-		return 0 // as above; the holder may be about to write it
+	words := strings.Fields(string(text))
+	if len(words) == 0 {
+		return e // the holder may be about to write it
 	}
-	return pid
+	if pid, err := strconv.Atoi(words[0]); err == nil && pid > 0 {
+		e.PID = pid
+	}
+	if len(words) > 1 {
+		e.Holder = words[1]
+	}
+	return e
 }
 
-func writePID(f *os.File) error {
+func writeHolder(f *os.File, holder string) error {
+	text := strconv.Itoa(os.Getpid())
+	if holder != "" {
+		text += " " + holder
+	}
 	if err := f.Truncate(0); err != nil {
 		return fmt.Errorf("write lock file: %w", err)
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+	if _, err := f.WriteAt([]byte(text+"\n"), 0); err != nil {
 		return fmt.Errorf("write lock file: %w", err)
 	}
 	return nil

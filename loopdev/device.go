@@ -34,6 +34,8 @@ type Options struct {
 	// CreateBytes, if not 0, makes a sparse regular file of this size that must
 	// not exist yet. File and name are durable when Open returns.
 	CreateBytes int64
+	// Confine limits what the path may lead to, and how; nil: as usual.
+	Confine *Confine
 }
 
 // Info describes a device as it was when it was opened.
@@ -147,9 +149,9 @@ func open(path string, o Options) (d *Device, err error) {
 
 func find(path string, o Options) (*handle, error) {
 	if o.CreateBytes > 0 {
-		return create(path, o.CreateBytes)
+		return create(path, o.CreateBytes, o.Confine)
 	}
-	return resolve(path)
+	return o.Confine.resolve(path)
 }
 
 // openFile opens the regular file that holds the data, and describes it.

@@ -102,8 +102,8 @@ func setFlag(fd, flag int, on bool) error {
 
 // create makes a sparse file that did not exist before, and makes its size and
 // its name durable. What it made is removed again if it fails.
-func create(path string, bytes int64) (*handle, error) {
-	dir, err := resolve(filepath.Dir(path))
+func create(path string, bytes int64, within *Confine) (*handle, error) {
+	dir, err := within.resolve(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}

@@ -69,8 +69,7 @@ func (m *migration) letGuestsIn(ctx context.Context, r *reporter) error {
 		return nil
 	}
 	if !m.record.Used {
-		m.record.Used = true
-		if err := m.saveRecord(); err != nil {
+		if err := m.control.change(func(r *record) { r.Used = true }); err != nil {
 			return m.failure(err)
 		}
 	}

@@ -96,7 +96,7 @@ func (s *Service) sourceTarget(name string) (target, error) {
 			return t, err
 		}
 	}
-	_, statErr := os.Lstat(name)
+	statErr := s.lstat(name)
 	switch {
 	case isPool && statErr == nil:
 		return t, &Error{
@@ -212,7 +212,7 @@ func (s *Service) open(t target, write bool) (*end, error) {
 	if t.pool != "" {
 		return s.openVolume(t, true)
 	}
-	d, err := loopdev.Open(t.path, loopdev.Options{Write: write, Exclusive: true})
+	d, err := loopdev.Open(t.path, loopdev.Options{Write: write, Exclusive: true, Confine: s.confined})
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func (s *Service) openToRead(t target) (*end, error) {
 	if t.pool != "" {
 		return s.openVolume(t, false)
 	}
-	d, err := loopdev.Open(t.path, loopdev.Options{})
+	d, err := loopdev.Open(t.path, loopdev.Options{Confine: s.confined})
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (s *Service) openVolume(t target, exclusive bool) (*end, error) {
 // create makes a new, empty destination of the given size and opens it.
 func (s *Service) create(t target, bytes int64) (*end, error) {
 	if t.pool == "" {
-		d, err := loopdev.Open(t.path, loopdev.Options{Write: true, Exclusive: true, CreateBytes: bytes})
+		d, err := loopdev.Open(t.path, loopdev.Options{Write: true, Exclusive: true, CreateBytes: bytes, Confine: s.confined})
 		if err != nil {
 			return nil, err
 		}

@@ -26,6 +26,7 @@ type Error struct {
 	State   string // what is whole and where; may be empty when nothing was changed
 	Hint    string // what to do
 	Err     error  // cause, if any
+	Passing bool   // the cause may go away by itself, where Err does not tell
 }
 
 func (e *Error) Error() string {

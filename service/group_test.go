@@ -65,7 +65,7 @@ func TestFault44RegionsThatAreNoWholeBlocks(t *testing.T) {
 		{&end{device: leavesRests{blockBytes: 4 << 20}}, false},
 	} {
 		m := &meter{taker: test.e, takes: &chain{}, gives: &chain{}}
-		if sparse := !m.guard(1<<20, false).leavesRest; sparse != test.want {
+		if sparse := !m.guard(1<<20, false, &control{}).leavesRest; sparse != test.want {
 			t.Errorf("%+v: sparse is %t", test.e, sparse)
 		}
 	}

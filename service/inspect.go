@@ -3,7 +3,6 @@ package service
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +27,10 @@ func (s *Service) List() ([]Summary, error) {
 
 func (s *Service) summary(k known) Summary {
 	sum := Summary{ID: k.id, Source: k.superblock.Source.Name, Destination: k.superblock.Destination.Name}
-	sum.PID, sum.Active = s.worker(k.id)
+	sum.sourcePath, sum.destinationPath = requestName(k.superblock.Source), requestName(k.superblock.Destination)
+	if held, active := s.held(k.id); active {
+		sum.PID, sum.Active, sum.Service = held.PID, true, held.Holder == serviceHolder
+	}
 	if k.err != nil {
 		sum.Problem = k.err.Error()
 		return sum
@@ -49,20 +51,10 @@ func directionName(d journal.Direction) string {
 	return "forward"
 }
 
-// worker is the process that has the migration's lock, if any.
-func (s *Service) worker(id string) (pid int, active bool) {
-	if _, err := os.Stat(s.lockPath(id)); err != nil {
-		return 0, false
-	}
-	lock, err := journal.Lock(s.lockPath(id))
-	var held *journal.LockedError
-	if errors.As(err, &held) {
-		return held.PID, true
-	}
-	if err == nil {
-		_ = lock.Unlock() // it was free, and is again when the descriptor goes
-	}
-	return 0, false
+// held says who has the migration's lock, if anybody has.
+func (s *Service) held(id string) (held *journal.LockedError, is bool) {
+	is = errors.As(journal.Holder(s.lockPath(id)), &held)
+	return held, is
 }
 
 // open opens one journal to look at it.

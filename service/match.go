@@ -23,6 +23,7 @@ type attempt struct {
 	takes       *chain // of the destination, also if it does not exist yet
 	accesses    []access
 	plan        Plan
+	start       StartOptions // what a manager was asked for besides
 }
 
 // Close gives up both ends. begin and resume take them over, and only release is left.

@@ -29,6 +29,7 @@ type migration struct {
 	warnings    []string
 	accesses    []access // that guests use the volume by
 	spaceHint   string   // how to get space that a run has stopped for
+	control     *control
 }
 
 func (m *migration) Close() error {
@@ -61,6 +62,10 @@ func (s *Service) Plan(_ context.Context, request Request) (Plan, error) {
 // the same ends has stopped. It returns when nothing is left to do, or something
 // stands in the way, or the context is cancelled; then it commits first.
 func (s *Service) Migrate(ctx context.Context, request Request, sink Sink) error {
+	return s.migrate(ctx, request, sink, &control{})
+}
+
+func (s *Service) migrate(ctx context.Context, request Request, sink Sink, c *control) error {
 	a, err := s.prepare(request)
 	if err != nil {
 		return err
@@ -75,6 +80,7 @@ func (s *Service) Migrate(ctx context.Context, request Request, sink Sink) error
 		return err
 	}
 	m.accesses = a.accesses
+	m.control = c
 	return m.finishWith(m.run(ctx, sink))
 }
 
@@ -90,14 +96,14 @@ func (m *migration) finishWith(err error) error {
 // begin makes destination and journal of a new migration. If it fails, a destination
 // that it made is gone again; a crash may leave one, empty and with a mark.
 func (a *attempt) begin() (_ *migration, err error) {
-	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings}
+	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings, control: &control{}}
 	defer func() {
 		err = errors.Join(err, a.release())
 		if err != nil {
 			err = errors.Join(err, m.unmake(), m.Close())
 		}
 	}()
-	m.record = record{Options: a.request.Options}
+	m.record = record{Options: a.request.Options, Priority: a.start.Priority, IdempotencyKey: a.start.IdempotencyKey}
 	m.record.RegionBytes = a.plan.RegionBytes
 	if err := a.s.makeStateDir(); err != nil {
 		return m, err
@@ -248,7 +254,7 @@ func (m *migration) createJournal() error {
 
 // resume opens the journal of the migration that was found between the ends.
 func (a *attempt) resume() (_ *migration, err error) {
-	m := &migration{s: a.s, id: a.known.id, source: a.source, destination: a.destination, resumed: true, warnings: a.plan.Warnings}
+	m := &migration{s: a.s, id: a.known.id, source: a.source, destination: a.destination, resumed: true, warnings: a.plan.Warnings, control: &control{}}
 	defer func() {
 		err = errors.Join(err, a.release())
 		if err != nil {
@@ -258,7 +264,8 @@ func (a *attempt) resume() (_ *migration, err error) {
 	if err := m.openJournal(); err != nil {
 		return m, err
 	}
-	m.record = record{Options: a.request.Options, DestinationCreated: a.known.record.DestinationCreated, Used: a.known.record.Used}
+	m.record = a.known.record
+	m.record.Options, m.record.Paused, m.record.Reverse = a.request.Options, false, false
 	m.record.RegionBytes = a.plan.RegionBytes
 	if a.known.state.Phase == journal.Done {
 		m.record.Options = a.known.record.Options // nothing is left that others could change
@@ -266,15 +273,15 @@ func (a *attempt) resume() (_ *migration, err error) {
 	if err := m.takeOffOldSourceMark(); err != nil {
 		return m, refuse(m.source.name, "an old mark cannot be taken off", "", err)
 	}
-	if err := m.saveRecord(); err != nil {
+	if err := m.saveRecord(m.record); err != nil {
 		return m, refuse(m.id, "its journal cannot be written", "", err)
 	}
 	m.keepDestination()
 	return m, nil
 }
 
-func (m *migration) saveRecord() error {
-	options, err := json.Marshal(m.record)
+func (m *migration) saveRecord(r record) error {
+	options, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
@@ -296,7 +303,7 @@ func (m *migration) openJournal() (err error) {
 func (s *Service) lock(id string) (*journal.LockFile, error) {
 	const attempts, pause = 20, 50 * time.Millisecond
 	for attempt := 1; ; attempt++ {
-		lock, err := journal.Lock(s.lockPath(id))
+		lock, err := journal.LockAs(s.lockPath(id), s.holder)
 		if !errors.Is(err, journal.ErrLocked) || attempt == attempts {
 			return lock, err
 		}
@@ -307,6 +314,10 @@ func (s *Service) lock(id string) (*journal.LockFile, error) {
 // Resume goes on with a migration by its id, in its direction and with the options
 // of the command that began it.
 func (s *Service) Resume(ctx context.Context, id string, sink Sink) error {
+	return s.resume(ctx, id, sink, &control{})
+}
+
+func (s *Service) resume(ctx context.Context, id string, sink Sink, c *control) error {
 	id, err := s.resolveID(id)
 	if err != nil {
 		return err
@@ -316,16 +327,16 @@ func (s *Service) Resume(ctx context.Context, id string, sink Sink) error {
 		return refuse(id, "its journal cannot be used; nothing was changed", "repair or restore it; never start over", k.err)
 	}
 	if k.state.Direction == journal.Backward && k.state.Phase == journal.Running {
-		return s.Reverse(ctx, id, sink)
+		return s.reverse(ctx, id, sink, c)
 	}
 	if k.ended() {
 		return refuse(id, fmt.Sprintf("is %s, there is nothing to go on with", k.state.Phase), "", nil)
 	}
-	return s.Migrate(ctx, Request{
+	return s.migrate(ctx, Request{
 		Source:      requestName(k.superblock.Source),
 		Destination: requestName(k.superblock.Destination),
 		Options:     k.record.Options,
-	}, sink)
+	}, sink, c)
 }
 
 // requestName is what leads to an end again from any directory.

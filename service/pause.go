@@ -3,9 +3,12 @@ package service
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"decant/journal"
 )
 
 // Pause makes the process that works on a migration commit and stop, and returns
@@ -15,11 +18,16 @@ func (s *Service) Pause(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	pid, active := s.worker(id)
+	held, active := s.held(id)
 	if !active {
 		return refuse(id, "no process works on it", "it is paused already, or has ended; see: migrate show "+id, nil)
 	}
-	if pid <= 0 {
+	pid := held.PID
+	if held.Holder == serviceHolder && pid != os.Getpid() {
+		return refuse(id, fmt.Sprintf("the service (process %d) works on it, and would stop all of its migrations", pid),
+			"pause it through the service: run migrate pause as root, or as a member of the group of the service's socket", nil)
+	}
+	if pid <= 0 || pid == os.Getpid() {
 		return refuse(id, "the process that works on it has not said which it is", "try again", nil)
 	}
 	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
@@ -27,8 +35,8 @@ func (s *Service) Pause(ctx context.Context, id string) error {
 	}
 	const poll = 20 * time.Millisecond
 	for {
-		if _, active := s.worker(id); !active {
-			return nil
+		if _, active := s.held(id); !active {
+			return s.notePause(id)
 		}
 		select {
 		case <-ctx.Done():
@@ -36,4 +44,13 @@ func (s *Service) Pause(ctx context.Context, id string) error {
 		case <-time.After(poll):
 		}
 	}
+}
+
+// notePause keeps a service that is started later from going on with the migration
+// unasked. It is a failure to be told of, but the migration is paused all the same.
+func (s *Service) notePause(id string) error {
+	if k := s.look(id); k.err == nil && k.state.Phase != journal.Running {
+		return nil // it has ended instead
+	}
+	return s.amend(id, func(r *record) { r.Paused = true })
 }

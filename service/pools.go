@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"time"
 
 	"decant/loopdev"
 )
@@ -16,11 +17,12 @@ type guarded struct {
 	*end
 	pools      []*thinStore
 	leavesRest bool // what is unmapped must not be relied on to read as zeros
+	control    *control
 }
 
 // guard is the taker for a clone with regions of that size.
-func (m *meter) guard(regionBytes int64, discards bool) guarded {
-	g := guarded{end: m.taker, pools: m.mustKeep(discards)}
+func (m *meter) guard(regionBytes int64, discards bool, c *control) guarded {
+	g := guarded{end: m.taker, pools: m.mustKeep(discards), control: c}
 	if d, ok := m.taker.device.(interface{ LeavesRests(alignBytes int64) bool }); ok {
 		g.leavesRest = d.LeavesRests(regionBytes)
 	}
@@ -29,7 +31,11 @@ func (m *meter) guard(regionBytes int64, discards bool) guarded {
 
 // Flush implements clone.Destination.
 func (g guarded) Flush() error {
+	begun := time.Now()
 	err := g.end.Flush()
+	if err == nil {
+		g.control.flushTook(time.Since(begun))
+	}
 	for _, p := range g.pools {
 		err = errors.Join(err, p.check())
 	}

@@ -24,6 +24,13 @@ type record struct {
 	// Used: guests were let in while it hydrated, so that the destination may hold what
 	// the source never held.
 	Used bool `json:"used,omitempty"`
+
+	// What follows is the manager's. A command that goes on with a migration by itself
+	// takes Paused and Reverse back.
+	Paused         bool   `json:"paused,omitempty"`  // by a user; not to be gone on with unasked
+	Reverse        bool   `json:"reverse,omitempty"` // is to be brought back, which may not have begun
+	Priority       int    `json:"priority,omitempty"`
+	IdempotencyKey string `json:"idempotency_key,omitempty"`
 }
 
 // recordIn reads the record of the newest command from a journal.

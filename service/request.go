@@ -110,6 +110,7 @@ type Summary struct {
 	Direction      string    `json:"direction"` // forward, backward
 	Active         bool      `json:"active"`    // a process works on it
 	PID            int       `json:"pid,omitempty"`
+	Service        bool      `json:"service,omitempty"` // that process is the service
 	BytesTotal     int64     `json:"bytes_total"`
 	RegionBytes    int64     `json:"region_bytes"`
 	Regions        uint64    `json:"regions"`
@@ -120,6 +121,8 @@ type Summary struct {
 	PeakExtraBytes int64     `json:"peak_extra_bytes"`
 	Created        time.Time `json:"created"`
 	Problem        string    `json:"problem,omitempty"` // why the journal cannot be used
+
+	sourcePath, destinationPath string // what leads there from any directory
 }
 
 // Cell is the state of a part of the device, in the map of Detail: the state that

@@ -15,10 +15,15 @@ import (
 // calling it again. At its end the source is what it was, and a destination that
 // the migration had made is deleted.
 func (s *Service) Reverse(ctx context.Context, id string, sink Sink) error {
+	return s.reverse(ctx, id, sink, &control{})
+}
+
+func (s *Service) reverse(ctx context.Context, id string, sink Sink, c *control) error {
 	m, err := s.openByID(id)
 	if err != nil {
 		return err
 	}
+	m.control = c
 	state, err := m.journal.Load()
 	if err != nil {
 		return m.finishWith(m.failure(err))
@@ -51,7 +56,7 @@ func (s *Service) openByID(id string) (_ *migration, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &migration{s: s, id: id, resumed: true}
+	m := &migration{s: s, id: id, resumed: true, control: &control{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())

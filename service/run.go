@@ -32,6 +32,10 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	if sink == nil {
 		sink = func(Event) {}
 	}
+	if err := m.control.attach(m); err != nil {
+		return m.failure(err)
+	}
+	defer m.control.detach()
 	mail := newMailbox(sink)
 	defer mail.finish()
 	r, err := m.wire(state, mail)
@@ -43,6 +47,7 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	defer r.clone.Close()
 	defer func() { _ = r.meter.close() }()   // it has only looked
 	defer func() { _ = m.shutGuestsOut() }() // has told its errors where it was called first
+	m.control.watch(r.clone)
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -108,7 +113,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err e
 	}
 	r.clone, err = clone.Open(clone.Config{
 		Source:         view{giver, sb.Geometry.DeviceBytes()},
-		Destination:    r.meter.guard(sb.Geometry.RegionBytes(), m.discards(state.Direction)),
+		Destination:    r.meter.guard(sb.Geometry.RegionBytes(), m.discards(state.Direction), m.control),
 		Journal:        m.journal,
 		Geometry:       sb.Geometry,
 		Marker:         mark,
@@ -228,18 +233,19 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 
 // hydrateAll hydrates what is left.
 func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) error {
-	o := m.record.Options
+	o := m.control.options(m)
 	err := hydrate.Run(ctx, r.clone, hydrate.Options{
-		ThresholdRegions: o.ThresholdRegions,
-		BatchRegions:     o.BatchRegions,
-		CommitPeriod:     o.CommitPeriod,
-		CommitBytes:      o.CommitBytes,
-		GuestQuiet:       guestQuiet,
-		Throttle:         hydrate.NewThrottle(o.BytesPerSecond),
-		DiscardSource:    discard,
-		Space:            r.meter,
-		EdgeBytes:        r.meter.edgeBytes(r.clone.Geometry.RegionBytes()),
-		Observer:         r,
+		Threshold:     m.control.threshold,
+		BatchRegions:  o.BatchRegions,
+		CommitPeriod:  o.CommitPeriod,
+		CommitBytes:   o.CommitBytes,
+		GuestQuiet:    guestQuiet,
+		Throttle:      m.control.throttle,
+		DiscardSource: discard,
+		Space:         r.meter,
+		EdgeBytes:     r.meter.edgeBytes(r.clone.Geometry.RegionBytes()),
+		Observer:      r,
+		CommitTook:    m.control.commitTook,
 	})
 	// Also of a run that stopped: what it has discarded is not to be kept from others.
 	err = errors.Join(err, r.meter.returner.finish())

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"decant/journal"
+	"decant/loopdev"
 	"decant/thin"
 )
 
@@ -16,6 +17,8 @@ import (
 type Service struct {
 	stateDir string
 	pools    thin.Registry
+	holder   string           // what the locks of its migrations say of this process; empty: a command
+	confined *loopdev.Confine // what paths lead to; nil: what the user of a command could reach
 }
 
 // New is the service on stateDir; the empty string means /var/lib/decant for root,

@@ -235,7 +235,7 @@ func TestFault39FlushLooksAtThePool(t *testing.T) {
 	m := meterOf(p)
 	m.taker = &end{device: d, base: d}
 	t.Cleanup(func() { s.must(d.Close()) })
-	g := m.guard(mib, true)
+	g := m.guard(mib, true, &control{})
 	s.must(g.Flush())
 	p.change(false, func(s *thin.TargetStatus) { s.Mode = thin.OutOfDataSpace })
 	s.must(g.Flush()) // what it has, it keeps

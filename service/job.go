@@ -1,0 +1,150 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"decant/journal"
+)
+
+// job is one migration in a manager, whose lock guards it.
+type job struct {
+	id      string
+	summary Summary // from its journal when that was looked at last
+	record  record
+	stamp   stamp // of the journal at that time
+	disks   []string
+
+	state        State
+	reason, hint string
+	verify       bool // is queued, or runs, to be verified
+	verified     *VerifyReport
+	retryAt      time.Time // of a stopped one; zero: not by itself
+	tries        int
+	event        *Event // the last of the last run
+	movedAt      time.Time
+	run          *activeRun // nil: the manager does not work on it
+	held         chan struct{}
+}
+
+// activeRun is a run of a job.
+type activeRun struct {
+	cancel  context.CancelCauseFunc
+	control *control
+	ended   chan struct{} // closed when the job is settled again
+	begunTx uint64
+}
+
+func (r *activeRun) stop(why error) { r.cancel(why) }
+
+func newJob(id string) *job { return &job{id: id, held: make(chan struct{}, 1)} }
+
+// learn takes over what the journal says.
+func (j *job) learn(s journals, k known) {
+	j.summary, j.record = s.summary(k), k.record
+	j.disks = s.disks(k)
+}
+
+// settle gives the job the state that the journal implies while nobody works on it.
+// An unfinished one is queued.
+func (j *job) settle() {
+	j.reason, j.hint, j.retryAt = "", "", time.Time{}
+	switch {
+	case j.summary.Problem != "":
+		j.state, j.reason = StateFailed, "its journal cannot be used: "+j.summary.Problem
+		j.hint = "repair or restore it; never start over"
+	case j.verify, j.record.Reverse && j.isReversible():
+		j.state = StateQueued
+	case j.summary.Phase == string(journal.Running) && j.record.Paused:
+		j.state = StatePaused
+	case j.summary.Phase == string(journal.Running):
+		j.state = StateQueued
+	default: // done, cancelled, reversed
+		j.state = State(j.summary.Phase)
+	}
+}
+
+// isReversible says whether bringing back is still to be begun.
+func (j *job) isReversible() bool {
+	return j.summary.Direction == directionName(journal.Forward) &&
+		(j.summary.Phase == string(journal.Running) || j.summary.Phase == string(journal.Done))
+}
+
+func (j *job) isUnfinished() bool {
+	switch j.state {
+	case StateDone, StateCancelled, StateReversed:
+		return false
+	}
+	return true
+}
+
+// stallAfterManager is how long nothing may move before a status says so.
+const standstill = 4 * time.Second
+
+// status is the job for its users; position is its place in the queue, or 0.
+func (j *job) status(position int) Status {
+	s := Status{
+		Summary: j.summary, State: j.state, Reason: j.reason, Hint: j.hint, Tries: j.tries,
+		Priority: j.record.Priority, Position: position, Options: j.record.Options, Verified: j.verified,
+	}
+	s.Active = j.run != nil || j.state == StateExternal
+	if j.event != nil {
+		e := *j.event
+		s.Event = &e
+	}
+	if j.state == StateStopped && !j.retryAt.IsZero() {
+		at := j.retryAt
+		s.RetryAt = &at
+	}
+	if j.run != nil {
+		j.addLive(&s)
+	}
+	return s
+}
+
+// addLive adds what is known of a run beyond the journal.
+func (j *job) addLive(s *Status) {
+	if regions, ok := j.run.control.regions(); ok {
+		s.Hydrated, s.Discarded = regions.Hydrated, regions.Discarded
+		s.RegionsHydrating, s.RegionsDirty, s.Transaction = regions.Hydrating, regions.Dirty, uint64(regions.Tx)
+	}
+	if j.event == nil || j.verify {
+		return
+	}
+	s.BytesCopied, s.PeakExtraBytes = j.event.BytesCopied, j.event.PeakExtraBytes
+	if still := time.Since(j.movedAt); s.Reason == "" && still > standstill {
+		s.Reason = fmt.Sprintf("nothing has moved for %s: an input or output operation does not return, or the limits allow no more",
+			still.Round(time.Second))
+	}
+}
+
+// take notes an event of the run.
+func (j *job) take(e Event) (before Event) {
+	if j.event != nil {
+		before = *j.event
+	}
+	if before.BytesCopied != e.BytesCopied || before.BytesDiscarded != e.BytesDiscarded ||
+		before.BytesVerified != e.BytesVerified || before.Phase != e.Phase || j.movedAt.IsZero() {
+		j.movedAt = time.Now()
+	}
+	switch {
+	case e.Event == Paused:
+		j.reason = e.Message
+	case e.Phase != waitingPhase:
+		j.reason = ""
+	}
+	j.event = &e
+	return before
+}
+
+// isPassing says whether the cause of an error may go away by itself, so that trying
+// again later can help.
+func isPassing(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || e.Outcome == Usage {
+		return false
+	}
+	return e.Passing || passes(err)
+}

@@ -1,0 +1,269 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"decant/journal"
+)
+
+// startDue begins as many runs as the limits allow.
+func (m *Manager) startDue() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ending {
+		return
+	}
+	running, onDisk := m.load()
+	for _, j := range m.due(time.Now()) {
+		if running >= m.config.Running {
+			return
+		}
+		if slices.ContainsFunc(j.disks, func(disk string) bool { return onDisk[disk] >= m.config.RunningPerDisk }) {
+			continue // those behind it may lie on other disks
+		}
+		running++
+		for _, disk := range j.disks {
+			onDisk[disk]++
+		}
+		m.begin(j)
+	}
+}
+
+// load is how many runs there are, and how many on each disk. What other processes
+// run counts for the disks only: they were started in spite of the limits.
+func (m *Manager) load() (running int, onDisk map[string]int) {
+	onDisk = map[string]int{}
+	for _, j := range m.jobs {
+		if j.run == nil && j.state != StateExternal {
+			continue
+		}
+		if j.run != nil {
+			running++
+		}
+		for _, disk := range j.disks {
+			onDisk[disk]++
+		}
+	}
+	return running, onDisk
+}
+
+// due is what could run now, in the order in which it should.
+func (m *Manager) due(now time.Time) []*job {
+	var list []*job
+	for _, j := range m.jobs {
+		queued := j.state == StateQueued || j.state == StateStopped && !j.retryAt.IsZero() && !j.retryAt.After(now)
+		if queued && j.run == nil && len(j.held) == 0 {
+			list = append(list, j)
+		}
+	}
+	slices.SortFunc(list, inOrder)
+	return list
+}
+
+// inOrder puts the more important before the less, and then the older before the newer.
+func inOrder(a, b *job) int {
+	return cmp.Or(cmp.Compare(b.record.Priority, a.record.Priority),
+		a.summary.Created.Compare(b.summary.Created), cmp.Compare(a.id, b.id))
+}
+
+// positions are the places in the queue, from 1 on.
+func (m *Manager) positions() map[string]int {
+	var list []*job
+	for _, j := range m.jobs {
+		if j.state == StateQueued {
+			list = append(list, j)
+		}
+	}
+	slices.SortFunc(list, inOrder)
+	places := make(map[string]int, len(list))
+	for i, j := range list {
+		places[j.id] = i + 1
+	}
+	return places
+}
+
+// begin starts the run of a job. The caller holds mu.
+func (m *Manager) begin(j *job) {
+	// Nothing but the manager ends a run: its context is no request's.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	run := &activeRun{
+		cancel: cancel, control: &control{meters: &m.meters}, ended: make(chan struct{}),
+		begunTx: j.summary.Transaction,
+	}
+	if j.state == StateStopped {
+		m.meters.add(func(c *Metrics) { c.Retries++ })
+	}
+	j.run, j.state, j.reason, j.hint, j.retryAt, j.movedAt = run, StateRunning, "", "", time.Time{}, time.Now()
+	m.log.Info("migration begins", "id", j.id, "source", j.summary.Source, "destination", j.summary.Destination)
+	verify, reverse := j.verify, j.record.Reverse && j.isReversible()
+	m.runs.Go(func() {
+		defer cancel(nil)
+		err := m.work(ctx, j, run, verify, reverse)
+		m.ended(ctx, j, run, err)
+	})
+}
+
+// work is one run.
+func (m *Manager) work(ctx context.Context, j *job, run *activeRun, verify, reverse bool) error {
+	sink := func(e Event) {
+		m.mu.Lock()
+		before := j.take(e)
+		m.mu.Unlock()
+		if e.Event != Started {
+			m.meters.count(before, e)
+		}
+		m.history.add(e)
+	}
+	switch {
+	case verify:
+		report, err := m.journals.Verify(ctx, j.id, sink)
+		m.mu.Lock()
+		j.verified = &report
+		m.mu.Unlock()
+		return err
+	case reverse:
+		return m.journals.reverse(ctx, j.id, sink, run.control)
+	}
+	return m.journals.resume(ctx, j.id, sink, run.control)
+}
+
+// ended settles a job whose run has ended.
+func (m *Manager) ended(ctx context.Context, j *job, run *activeRun, err error) {
+	if left := run.control.leftovers(); len(left) > 0 {
+		err = errors.Join(err, m.journals.amend(j.id, left...))
+	}
+	k := m.journals.look(j.id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	verified := j.verify
+	reversing := j.record.Reverse && j.isReversible()
+	j.verify = false
+	j.learn(m.journals, k)
+	j.stamp = m.journals.stamp(j.id)
+	j.settle()
+	if j.summary.Transaction > run.begunTx || err == nil {
+		j.tries = 0
+	}
+	if err != nil && ctx.Err() == nil {
+		m.explain(j, err, verified, reversing && j.isReversible())
+	}
+	m.log.Info("migration ends its run", "id", j.id, "state", string(j.state), "reason", j.reason)
+	j.run = nil
+	close(run.ended)
+	m.nudge()
+}
+
+// explain says why the run of a job has ended before its end. The caller holds mu.
+func (m *Manager) explain(j *job, err error, verified, unreversed bool) {
+	reason, hint := err.Error(), HintOf(err)
+	switch {
+	case verified:
+		if j.state == StateQueued {
+			j.state = StatePaused // it was not on its way before, and is not now
+		}
+	case unreversed:
+		// Its user wanted it back; to go on the other way instead is not ours to decide.
+		j.record.Reverse, j.record.Paused = false, j.summary.Phase == string(journal.Running)
+		j.settle()
+		reason = "could not be brought back: " + reason
+	case OutcomeOf(err) == Failed && !isPassing(err):
+		j.state = StateFailed
+	default:
+		j.state = StateStopped
+		if isPassing(err) {
+			j.tries++
+			j.retryAt = time.Now().Add(retryPause(j.tries))
+		}
+	}
+	j.reason, j.hint = reason, hint
+	m.log.Warn("migration stopped", "id", j.id, "reason", reason, "hint", hint, "tries", j.tries)
+}
+
+// stamp changes when a journal does.
+type stamp struct {
+	journalBytes, logBytes int64
+	journalAt, logAt       time.Time
+}
+
+// scan looks for journals that have come, gone, or been changed by other processes.
+// The first one takes everything unfinished up.
+func (m *Manager) scan(first bool) error {
+	ids, err := m.journals.ids()
+	if err != nil {
+		return err
+	}
+	select {
+	case m.starts <- struct{}{}:
+		defer func() { <-m.starts }()
+	default:
+		return nil // a journal is being made, and would be taken for somebody else's
+	}
+	there := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		there[id] = true
+		m.scanOne(id, first)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, j := range m.jobs {
+		if !there[id] && j.run == nil && len(j.held) == 0 {
+			delete(m.jobs, id)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) scanOne(id string, first bool) {
+	m.mu.Lock()
+	j := m.jobs[id]
+	if j != nil && (j.run != nil || len(j.held) > 0) {
+		m.mu.Unlock()
+		return
+	}
+	wasExternal := j != nil && j.state == StateExternal
+	unfinished := j == nil || j.isUnfinished()
+	var before stamp
+	if j != nil {
+		before = j.stamp
+	}
+	m.mu.Unlock()
+
+	now := m.journals.stamp(id)
+	if j != nil && now == before && !unfinished {
+		return
+	}
+	held, isHeld := m.journals.held(id)
+	if j != nil && now == before && isHeld == wasExternal {
+		return
+	}
+	k := m.journals.look(id)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if j == nil {
+		j = newJob(id)
+		m.jobs[id] = j
+	} else if m.jobs[id] != j || j.run != nil || len(j.held) > 0 {
+		return // it was taken up meanwhile
+	}
+	state, reason, hint, retryAt := j.state, j.reason, j.hint, j.retryAt
+	j.learn(m.journals, k)
+	j.stamp = now
+	j.settle()
+	switch {
+	case isHeld && held.Holder != serviceHolder:
+		j.state, j.reason = StateExternal, fmt.Sprintf("process %d works on it", held.PID)
+		j.hint = "it is seen here as far as it has committed; to stop it: migrate pause " + id
+	case first || j.state != StateQueued:
+	case wasExternal || state == "":
+		j.state, j.reason = StateStopped, "the command that worked on it has ended before its end"
+		j.hint = "go on with: migrate resume " + id
+	default: // nothing has happened that would change what was decided
+		j.state, j.reason, j.hint, j.retryAt = state, reason, hint, retryAt
+	}
+	m.nudge()
+}

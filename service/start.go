@@ -1,0 +1,133 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"decant/loopdev"
+)
+
+// Start takes a migration up: it looks at once whether it can end well, and makes its
+// journal and its destination; the run comes when it is its turn. A request for the ends
+// of a migration that is not done changes nothing, except that it is tried again at once
+// if it has stopped or failed; one that a user has paused stays paused.
+func (m *Manager) Start(ctx context.Context, r Request, o StartOptions) (Status, error) {
+	if err := r.Options.Check(); err != nil {
+		return Status{}, err
+	}
+	if err := m.service.checkRequestPaths(r); err != nil {
+		return Status{}, err
+	}
+	// One at a time: an end that one request is looking at is in use for the others.
+	select {
+	case m.starts <- struct{}{}:
+		defer func() { <-m.starts }()
+	case <-ctx.Done():
+		return Status{}, &Error{Outcome: Stopped, Problem: "nothing was changed", Err: context.Cause(ctx)}
+	}
+	if s, ok, err := m.startAgain(r, o); ok || err != nil {
+		return s, err
+	}
+	k, err := m.service.makeJournal(r, o)
+	if err != nil {
+		return Status{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	j := m.jobs[k.id]
+	if j == nil {
+		j = newJob(k.id)
+		m.jobs[k.id] = j
+	}
+	if j.run != nil {
+		return m.statusOf(j), nil
+	}
+	j.learn(m.journals, k)
+	j.stamp = m.journals.stamp(k.id)
+	j.settle()
+	m.nudge()
+	return m.statusOf(j), nil
+}
+
+// startAgain answers a request for what is known already, and refuses one too many.
+func (m *Manager) startAgain(r Request, o StartOptions) (s Status, known bool, err error) {
+	source, destination := m.service.endPath(r.Source), m.service.endPath(r.Destination)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ending {
+		return s, false, &Error{Outcome: Stopped, Problem: "the service ends", Hint: "ask again when it has been started again"}
+	}
+	unfinished := 0
+	for _, j := range m.jobs {
+		if o.IdempotencyKey != "" && j.record.IdempotencyKey == o.IdempotencyKey {
+			return m.statusOf(j), true, nil
+		}
+		if !j.isUnfinished() || j.summary.Problem != "" {
+			continue
+		}
+		unfinished++
+		if source == "" || source != j.summary.sourcePath || destination != j.summary.destinationPath {
+			continue
+		}
+		if (j.state == StateStopped || j.state == StateFailed) && j.run == nil && len(j.held) == 0 && !j.record.Reverse {
+			continue // looked at anew, and taken up with the options of this request
+		}
+		return m.statusOf(j), true, nil
+	}
+	if unfinished >= m.config.Waiting {
+		m.meters.add(func(c *Metrics) { c.RefusedForTooManyNow++ })
+		return s, false, refuse("", fmt.Sprintf("%d migrations are unfinished, which is the limit", unfinished),
+			"ask again when some have ended", ErrTooMany)
+	}
+	return s, false, nil
+}
+
+// endPath is what the journal of a migration would say of where an end is; empty if
+// that is not to be seen.
+func (s *Service) endPath(name string) string {
+	if !strings.HasPrefix(name, "/") {
+		return name
+	}
+	dir, base := name, ""
+	if _, err := os.Stat(name); err != nil {
+		dir, base = filepath.Dir(name), filepath.Base(name)
+	}
+	place, err := loopdev.PlaceAt(dir)
+	if err != nil {
+		return ""
+	}
+	path := filepath.Join(place.Path, base)
+	if err := place.Close(); err != nil {
+		return ""
+	}
+	return path
+}
+
+// makeJournal does what Migrate does before its run, and gives the ends up again.
+func (s *Service) makeJournal(r Request, o StartOptions) (known, error) {
+	a, err := s.prepare(r)
+	if err != nil {
+		return known{}, err
+	}
+	var m *migration
+	if a.known != nil {
+		m, err = a.resume()
+	} else {
+		a.start = o
+		m, err = a.begin()
+	}
+	if err != nil {
+		return known{}, err
+	}
+	id := m.id
+	if err := m.Close(); err != nil {
+		return known{}, &Error{
+			Outcome: Failed, Object: id, Problem: "could not be closed", State: "nothing was copied yet",
+			Hint: "go on with: migrate resume " + id, Err: err,
+		}
+	}
+	return s.look(id), nil
+}
