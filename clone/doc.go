@@ -25,6 +25,7 @@
 //	Hydrating  → Unhydrated    regions.release      the destination may hold anything
 //	Hydrating  → Dirty         regions.soil         the destination was sent every byte
 //	  the same, for a guest    regions.soilChanged  and has the only copy of it
+//	Unhydrated → Dirty         regions.adopt        another engine has filled the region; see Adopt
 //	Dirty      → sealed        regions.seal         the next flush covers every byte
 //	sealed     → Hydrated      regions.publish      destination and journal survive power loss
 //	Dirty, sealed → Unhydrated regions.forget       as after a crash; the clone is read-only
