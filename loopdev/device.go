@@ -28,7 +28,7 @@ type Options struct {
 	// keeps others of this program out until Close. A regular file, also the one
 	// behind a loop device, is locked by flock on its inode; a block device and
 	// the loop device itself are opened with O_EXCL, which fails if they are
-	// mounted or part of another device. With Write, a partition of a loop device
+	// mounted or part of another device, but for one of our own (see Stacked). With Write, a partition of a loop device
 	// claims the whole disk, so that none of its other partitions is in use.
 	Exclusive bool
 	// CreateBytes, if not 0, makes a sparse regular file of this size that must
@@ -247,7 +247,11 @@ func (d *Device) openBlock(h *handle, n node) (err error) {
 	if d.exclusive {
 		flags |= unix.O_EXCL
 	}
-	if d.main, err = h.reopen(flags); err != nil {
+	d.main, err = h.reopen(flags)
+	if d.exclusive && errors.Is(err, unix.EBUSY) {
+		d.main, err = openBeside(h, n, flags, err)
+	}
+	if err != nil {
 		return claimed(err)
 	}
 	if err := d.lock(d.main); err != nil {

@@ -35,10 +35,11 @@ func (u Use) String() string { return u.What }
 // UsedBy lists who else uses the device, as far as this host tells: mounts, swap,
 // other block devices and loop devices on it, and processes that have it open. A
 // user whom the kernel does not name, in another namespace or through a mapping,
-// is listed as Unnamed where the kernel gives it away (see Exclusive). Opening a
-// file blocks for a moment while this looks.
+// is listed as Unnamed where the kernel gives it away (see Exclusive). Devices that
+// this program has made are left out, see Stacked; beside such a one nobody is Unnamed.
+// Opening a file blocks for a moment while this looks.
 func (d *Device) UsedBy() ([]Use, error) {
-	s := &search{device: d}
+	s := &search{device: d, passOver: true}
 	err := s.run()
 	return s.uses, d.failure("find the users of", 0, 0, err)
 }
@@ -54,6 +55,9 @@ type search struct {
 	loops  []attachment
 	mounts []mount
 	swaps  []string
+
+	passOver bool // devices of our own, see Stacked
+	passed   bool // some
 }
 
 func (s *search) add(u Use) {
@@ -136,6 +140,12 @@ func (s *search) start() (err error) {
 }
 
 func (s *search) addLoop(a attachment) error {
+	if ours, err := a.node.onlyStacked(); err != nil {
+		return err
+	} else if ours && s.passOver {
+		s.passed = true
+		return s.addNode(a.node) // somebody else may use it as well
+	}
 	what := fmt.Sprintf("the loop device %s is attached to it", a.node.path())
 	s.add(Use{Kind: LoopAttached, What: what})
 	if !a.frozen {
@@ -173,6 +183,10 @@ func (s *search) lookAtNode(n node) error {
 		return err
 	}
 	for _, h := range holders {
+		if s.passOver && h.isStacked() {
+			s.passed = true
+			continue
+		}
 		s.add(Use{Kind: Held, What: fmt.Sprintf("%s is part of the device %s", n.title(), h.title())})
 	}
 	for _, a := range s.loops {
@@ -214,7 +228,7 @@ const somebody = "somebody whom the kernel does not name has the file open"
 
 // askKernel finds users that nothing above has named.
 func (s *search) askKernel() error {
-	if len(s.uses) > 0 {
+	if len(s.uses) > 0 || s.passed {
 		return nil
 	}
 	if s.device.info.Kind == File {
