@@ -23,11 +23,20 @@ type Source interface {
 }
 
 // Sparse is a Source or Destination that knows where it holds no data. What a
-// destination tells is asked for once, when the clone is opened (I10).
+// destination tells is asked for once, when the clone is opened (I10), unless it is a
+// LiveSparse.
 type Sparse interface {
 	// NextData is the first range with data in [off, Bytes()). Without any,
 	// both are Bytes(). What lies outside reads as zeros.
 	NextData(off int64) (start, end int64, err error)
+}
+
+// LiveSparse is a Sparse destination that may be able to tell at any time.
+type LiveSparse interface {
+	Sparse
+	// TellsAtAnyTime says whether NextData is cheap, and knows of all that was written
+	// before it was called.
+	TellsAtAnyTime() bool
 }
 
 // Destination is the device that is filled. All methods may be called

@@ -38,6 +38,17 @@ func (r *regions) owner(nr region.Nr) owner {
 func (r *regions) beginRead(run region.Range) (from owner, part region.Range) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	from, part = r.beginReadLocked(run)
+	if from != ownedBySource {
+		return from, part
+	}
+	if missing, some := r.claimed.MissingRange(part); some && !r.copyFailed.Has(missing.First) {
+		r.wanted.add(missing.First)
+	}
+	return from, part
+}
+
+func (r *regions) beginReadLocked(run region.Range) (from owner, part region.Range) {
 	from = r.owner(run.First)
 	part = region.Range{First: run.First, Count: 1}
 	for part.End() < run.End() && r.owner(part.End()) == from {
@@ -48,9 +59,6 @@ func (r *regions) beginRead(run region.Range) (from owner, part region.Range) {
 	}
 	for nr := part.First; nr < part.End(); nr++ {
 		r.readers[nr]++
-	}
-	if missing, some := r.claimed.MissingRange(part); some && !r.copyFailed.Has(missing.First) {
-		r.wanted.add(missing.First)
 	}
 	return from, part
 }

@@ -65,6 +65,7 @@ func (r *reporter) export(name string) nbd.Export {
 		Name:          name,
 		Description:   "migration " + r.m.id,
 		Device:        r.volume,
+		Hydrates:      true,
 		MinBlockBytes: minBlockBytes(r.m.destination, r.volume.Bytes()),
 	}
 }

@@ -50,6 +50,10 @@ func (g guarded) NextData(off int64) (start, end int64, err error) {
 	return g.end.NextData(off)
 }
 
+// TellsAtAnyTime implements clone.LiveSparse: a file knows where it has holes, and asking
+// a pool makes it commit.
+func (g guarded) TellsAtAnyTime() bool { return g.base.Info().Kind != loopdev.Block }
+
 // explain adds to the error that ended a run what is wrong with a pool, which may be
 // the reason for it: all that a write says is that it failed.
 func (m *meter) explain(err error, discards bool) error {

@@ -73,6 +73,12 @@ func (c *contents) now(off, n int64) marks {
 	return m
 }
 
+// within are the marks of a part of the range.
+func (m marks) within(off, n int64) marks {
+	first, end := int(off/sectorBytes), int((off+n+sectorBytes-1)/sectorBytes)
+	return marks{first, m.numbers[first-m.first : end-m.first]}
+}
+
 func (s *sector) acked() int {
 	for i := len(s.versions) - 1; i > 0; i-- {
 		if s.versions[i].acked {

@@ -32,7 +32,11 @@ func (m *Machine) DriveWorkers(c *clone.Clone, workers, readers int, seed uint64
 		rest.Go(func() {
 			w.note(w.until(func() error {
 				off := rng.Int64N(m.setup.DeviceBytes)
-				return m.ReadBack(c, off, 1+rng.Int64N(m.setup.DeviceBytes-off))
+				n := 1 + rng.Int64N(m.setup.DeviceBytes-off)
+				if off%2 == 0 {
+					return m.Look(c, off, n)
+				}
+				return m.ReadBack(c, off, n)
 			}))
 		})
 	}

@@ -273,3 +273,6 @@ func (d zeroDestination) NextData(off int64) (start, end int64, err error) {
 	})
 	return start, end, err
 }
+
+// TellsAtAnyTime implements clone.LiveSparse.
+func (zeroDestination) TellsAtAnyTime() bool { return true }

@@ -89,6 +89,38 @@ func (m *Machine) ReadBack(c *clone.Clone, off, n int64) error {
 	return nil
 }
 
+// Look asks c what it knows of part of the device, and compares what is said to be zeros
+// with what it may hold.
+func (m *Machine) Look(c *clone.Clone, off, n int64) error {
+	m.mu.Lock()
+	began := m.contents.now(off, n)
+	m.contents.reads++
+	m.mu.Unlock()
+	extents, err := c.Extents(off, n)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.contents.reads--
+	if err != nil {
+		return err
+	}
+	p, at := make([]byte, n), int64(0)
+	for _, e := range extents {
+		if e.Bytes <= 0 || at+e.Bytes > n {
+			return fmt.Errorf("%w: an extent of %d bytes, %d bytes behind the start of %d", ErrViolation, e.Bytes, at, n)
+		}
+		if e.Zero {
+			if err := m.contents.check(p[at:at+e.Bytes], off+at, began.within(off+at, e.Bytes), c.Mode() != clone.ReadWrite); err != nil {
+				return fmt.Errorf("an extent of %d zeros at %d: %w", e.Bytes, off+at, err)
+			}
+		}
+		at += e.Bytes
+	}
+	if n > 0 && at == 0 {
+		return fmt.Errorf("%w: nothing is known of %d bytes at %d", ErrViolation, n, off)
+	}
+	return nil
+}
+
 // Settle reads the device after a crash, and compares it with what flushes have
 // promised. What it shows is all that it may show from then on. It is for machines
 // whose destination has lost something, of which Owners knows nothing.

@@ -69,6 +69,7 @@ func someDetail() service.Detail {
 	}
 	d.Options.DiscardSource = true
 	d.Options.BytesPerSecond = 50 << 20
+	d.Options.Export = "/run/vm.sock"
 	for i := range 200 {
 		d.Map = append(d.Map, service.Cell{State: []string{"discarded", "hydrated", "partial", "bad", "unhydrated"}[i/40]})
 	}

@@ -19,6 +19,9 @@ of LVM; a block device by its absolute path; or a regular file by a path that be
 with /, ./ or ../. A missing volume is made with the size of the source, in a volume
 group in its only thin pool, or the one that --thin-pool names.
 
+With --export NBD clients can read and write the volume from the first moment on,
+while it hydrates. What they have flushed is safe, whatever happens.
+
 The same command again goes on where the last one ended. Ctrl-C commits what was
 copied and ends; press it again to stop at once. Neither loses anything.
 

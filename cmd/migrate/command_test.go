@@ -28,7 +28,7 @@ func TestHelpText(t *testing.T) {
 func TestHelpNamesNoFeatureThatIsNotThere(t *testing.T) {
 	w := newWorld(&fakeService{})
 	w.run([]string{"--help"})
-	for _, absent := range []string{"--live", "--export", "--engine", "--detach", "watch"} {
+	for _, absent := range []string{"--live", "--engine", "--detach", "watch"} {
 		if strings.Contains(w.out.String(), absent) {
 			t.Errorf("help speaks of %s", absent)
 		}
@@ -42,6 +42,7 @@ func TestWrongUsage(t *testing.T) {
 		{"lst", "hint: did you mean: migrate list"},
 		{"a b c", "migrate: c is one name too many"},
 		{"--nonsense a b", "migrate: unknown flag: --nonsense"},
+		{"--export", "migrate: flag needs an argument: --export"},
 		{"--live x a b", "migrate: unknown flag: --live"},
 		{"--region-size 12Q a b", `unknown unit "Q"`},
 		{"--region-size 1000 a b", "--region-size 1000 is not a power of two"},
@@ -106,11 +107,12 @@ func TestFlagsReachTheService(t *testing.T) {
 	code := w.run([]string{
 		"--discard-src", "--verify", "--remove-src", "--overwrite", "--region-size", "64KiB",
 		"--threshold", "8", "--batch", "2", "--commit-period", "250ms", "--commit-bytes=8M", "--bwlimit", "50MiB/s",
-		"--state-dir", "/state", "--progress=none", "/a", "pool/v",
+		"--export", "/run/socket", "--state-dir", "/state", "--progress=none", "/a", "pool/v",
 	})
 	want := service.Request{Source: "/a", Destination: "pool/v", Options: service.Options{
 		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, RegionBytesFixed: true, RegionBytes: 64 << 10,
 		ThresholdRegions: 8, BatchRegions: 2, CommitPeriod: 250 * time.Millisecond, CommitBytes: 8 << 20, BytesPerSecond: 50 << 20,
+		Export: "/run/socket",
 	}}
 	if code != 0 || !reflect.DeepEqual(w.fake.request, want) {
 		t.Errorf("exit code %d, request %+v, want %+v (%s)", code, w.fake.request, want, w.err.String())

@@ -143,6 +143,7 @@ func addOptionFlags(flags *pflag.FlagSet, o *service.Options) {
 	flags.BoolVar(&o.RemoveSource, "remove-src", o.RemoveSource, "unlink a regular source file once the migration has ended (needs --discard-src)")
 	flags.BoolVar(&o.Overwrite, "overwrite", o.Overwrite, "allow a destination that already holds data")
 	flags.StringVar(&o.ThinPool, "thin-pool", o.ThinPool, "`NAME` of the thin pool of LVM to make the destination in, where its volume group has several")
+	flags.StringVar(&o.Export, "export", o.Export, "let NBD clients use the volume while it hydrates, through the Unix socket `SOCKET`,\nuntil it is hydrated and the last of them has left")
 	flags.Var(regionSizeFlag{o}, "region-size", "bytes in a region, a power of two from 4 KiB to 1 GiB; without it, at least\na block of the thin pools that the two ends are volumes of")
 	flags.Var(regionsFlag{&o.ThresholdRegions}, "threshold", "most regions in flight at a time")
 	flags.Var(regionsFlag{&o.BatchRegions}, "batch", "most contiguous regions in one copy")
@@ -169,6 +170,9 @@ func describeOptions(o service.Options) string {
 	}
 	if o.ThinPool != "" {
 		words = append(words, "--thin-pool "+o.ThinPool)
+	}
+	if o.Export != "" {
+		words = append(words, "--export "+printableName(o.Export))
 	}
 	words = append(words,
 		fmt.Sprintf("--region-size %s", compactBytes(o.RegionBytes)),

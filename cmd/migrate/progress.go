@@ -183,6 +183,9 @@ func startLine(e service.Event, arrow string) string {
 	return fmt.Sprintf("starting %s: %s, %s", escapeControls(e.ID), ends, size)
 }
 
+// exportLine says how the volume can be used.
+func exportLine(e service.Event) string { return "exported at " + escapeControls(e.Export) }
+
 // amounts, speed and freed are the parts of a line of progress.
 func amounts(e service.Event) string {
 	current, total := position(e)

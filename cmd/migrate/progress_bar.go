@@ -43,6 +43,8 @@ func (d *barDisplay) event(e service.Event) {
 	switch e.Event {
 	case service.Started:
 		d.note(startLine(e, d.arrow))
+	case service.Exported:
+		d.note(exportLine(e))
 	case service.Warning:
 		d.note("warning: " + escapeControls(e.Message))
 	case service.Paused:

@@ -32,6 +32,8 @@ func (d *plainDisplay) event(e service.Event) {
 	case service.Started:
 		writeLine(d.out, startLine(e, d.arrow))
 		d.remember(e.Phase)
+	case service.Exported:
+		writeLine(d.out, exportLine(e))
 	case service.Warning:
 		writeLine(d.out, "warning: "+escapeControls(e.Message))
 	case service.Paused:

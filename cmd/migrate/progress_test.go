@@ -125,6 +125,19 @@ func TestPlainProgressTellsOfStops(t *testing.T) {
 	}
 }
 
+func TestProgressTellsPeopleWhereTheVolumeIs(t *testing.T) {
+	for form, columns := range map[string]int{"plain": 0, "bar": 80} {
+		exported := scripted(service.Exported, 0)
+		exported.Export = "nbd+unix:///?socket=/run/vm.sock"
+		w := newWorld(&fakeService{})
+		w.stderrColumns = func() int { return columns }
+		play(t, w, []timed{{0, scripted(service.Started, 0)}, {0, exported}}, nil, "m1", form)
+		if want := "exported at nbd+unix:///?socket=/run/vm.sock\n"; strings.Count(w.err.String(), want) != 1 {
+			t.Errorf("%s: %q", form, w.err.String())
+		}
+	}
+}
+
 func TestProgressWithUnknownTimeLeft(t *testing.T) {
 	e := scripted(service.Progress, 10)
 	e.Phase, e.ETASeconds, e.RateBytesPerSecond = "reversing", nil, 0
@@ -155,7 +168,8 @@ func TestProgressWithNothingToCopy(t *testing.T) {
 // fault 89: names with control characters
 func TestProgressForPeopleHoldsNoControlCharactersOfOthers(t *testing.T) {
 	start, warning, pause, working := resumed(0), scripted(service.Warning, 1), scripted(service.Paused, 2), scripted(service.Progress, 3)
-	for _, text := range []*string{&start.Source, &start.Destination, &start.ID, &start.Phase, &warning.Message, &pause.Message, &working.Phase} {
+	exported := scripted(service.Exported, 0)
+	for _, text := range []*string{&start.Source, &start.Destination, &start.ID, &start.Phase, &exported.Export, &warning.Message, &pause.Message, &working.Phase} {
 		*text = "a\x1b[31mb\rc\nd\u009be"
 	}
 	for _, form := range []string{"plain", "none", "bar"} {
@@ -164,7 +178,7 @@ func TestProgressForPeopleHoldsNoControlCharactersOfOthers(t *testing.T) {
 		if form == "plain" {
 			w.stderrColumns = func() int { return 0 }
 		}
-		play(t, w, []timed{{0, start}, {time.Second, warning}, {2 * time.Second, pause}, {3 * time.Second, working}, {9 * time.Second, scripted(service.DoneEvent, 100)}}, nil, "m1", form)
+		play(t, w, []timed{{0, start}, {0, exported}, {time.Second, warning}, {2 * time.Second, pause}, {3 * time.Second, working}, {9 * time.Second, scripted(service.DoneEvent, 100)}}, nil, "m1", form)
 		text := strings.NewReplacer("\r", "", eraseLine, "", "\x1b[K", "", "\n", "").Replace(w.err.String())
 		if escapeControls(text) != text {
 			t.Errorf("%s: control characters in %q", form, text)
@@ -180,8 +194,11 @@ func TestJSONProgressIsEveryEventOnALine(t *testing.T) {
 	warning.Message, paused.Message = "a < b & c\n", "no space"
 	unknown := scripted(service.Progress, 32)
 	unknown.ETASeconds = nil
+	exported := scripted(service.Exported, 30)
+	exported.Export = "nbd+unix:///?socket=/run/vm.sock"
 	events := []timed{
 		{0, resumed(30)},
+		{0, exported},
 		{0, warning},
 		{0, paused},
 		{0, unknown},
