@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"integration/faultfs":       {},
 	"integration/logwrites":     {},
 	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "thin", "nbd", "units"},
+	"api":                       {"service", "units"},
 	"cmd/migrate":               {"service", "units"},
 	"cmd/thinctl":               {"thin", "units"},
 	"bench":                     {},

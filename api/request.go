@@ -1,0 +1,95 @@
+package api
+
+import (
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"decant/service"
+)
+
+// NewMigration is the body of POST /v1/migrations: what the command line says.
+type NewMigration struct {
+	Source      string     `json:"source" minLength:"1" maxLength:"4095" doc:"absolute path of a regular file, a loop device or a block device; or NAME/VOLUME; or an NBD URI"`
+	Destination string     `json:"destination" minLength:"1" maxLength:"4095" doc:"NAME/VOLUME, or the absolute path of a block device or a regular file"`
+	Options     NewOptions `json:"options,omitempty"`
+	Priority    int        `json:"priority,omitempty" minimum:"-1000" maximum:"1000" doc:"among those that wait, higher ones run first"`
+	DryRun      bool       `json:"dry_run,omitempty" doc:"preflight and space proof only; the answer is the plan, and nothing is changed"`
+}
+
+// NewOptions are the options of the command line, under their names. What is left
+// out is as the command line has it without the flag.
+type NewOptions struct {
+	DiscardSource *bool   `json:"discard_src,omitempty" doc:"free the source as its regions become durable on the destination"`
+	Verify        *bool   `json:"verify,omitempty" doc:"read every region back past the page cache before its transaction commits"`
+	RemoveSource  *bool   `json:"remove_src,omitempty" doc:"unlink a regular source file in the end; needs discard_src"`
+	Overwrite     *bool   `json:"overwrite,omitempty" doc:"allow a destination that holds data, which is lost"`
+	ThinPool      string  `json:"thin_pool,omitempty" maxLength:"127" doc:"of LVM, to make the destination in"`
+	Export        string  `json:"export,omitempty" maxLength:"107" doc:"absolute path of a Unix socket, to offer the volume over NBD while it hydrates"`
+	RegionSize    *Size   `json:"region_size,omitempty"`
+	Threshold     *uint64 `json:"threshold,omitempty" minimum:"1" maximum:"1048576" doc:"most regions in flight"`
+	Batch         *uint64 `json:"batch,omitempty" minimum:"1" maximum:"1048576" doc:"most contiguous regions in one copy"`
+	CommitPeriod  *Period `json:"commit_period,omitempty"`
+	CommitBytes   *Size   `json:"commit_bytes,omitempty"`
+	BWLimit       *Rate   `json:"bwlimit,omitempty"`
+}
+
+// request is the migration that n asks for.
+func (n *NewMigration) request() (service.Request, error) {
+	o := service.DefaultOptions()
+	given(&o.DiscardSource, n.Options.DiscardSource)
+	given(&o.Verify, n.Options.Verify)
+	given(&o.RemoveSource, n.Options.RemoveSource)
+	given(&o.Overwrite, n.Options.Overwrite)
+	given(&o.ThresholdRegions, n.Options.Threshold)
+	given(&o.BatchRegions, n.Options.Batch)
+	given(&o.RegionBytes, (*int64)(n.Options.RegionSize))
+	given(&o.CommitBytes, (*int64)(n.Options.CommitBytes))
+	given(&o.BytesPerSecond, (*int64)(n.Options.BWLimit))
+	given(&o.CommitPeriod, (*time.Duration)(n.Options.CommitPeriod))
+	o.RegionBytesFixed = n.Options.RegionSize != nil
+	o.ThinPool, o.Export = n.Options.ThinPool, n.Options.Export
+	for _, end := range []struct{ what, name string }{{"source", n.Source}, {"destination", n.Destination}, {"options.thin_pool", n.Options.ThinPool}, {"options.export", n.Options.Export}} {
+		if err := checkName(end.what, end.name); err != nil {
+			return service.Request{}, err
+		}
+	}
+	return service.Request{Source: n.Source, Destination: n.Destination, Options: o}, o.Check()
+}
+
+// NewMigrationOf is the body that asks for a request of the command line.
+func NewMigrationOf(r service.Request) NewMigration {
+	o := r.Options
+	n := NewMigration{Source: r.Source, Destination: r.Destination, Options: NewOptions{
+		DiscardSource: &o.DiscardSource, Verify: &o.Verify, RemoveSource: &o.RemoveSource, Overwrite: &o.Overwrite,
+		ThinPool: o.ThinPool, Export: o.Export, Threshold: &o.ThresholdRegions, Batch: &o.BatchRegions,
+		CommitPeriod: (*Period)(&o.CommitPeriod), CommitBytes: (*Size)(&o.CommitBytes), BWLimit: (*Rate)(&o.BytesPerSecond),
+	}}
+	if o.RegionBytesFixed {
+		n.Options.RegionSize = (*Size)(&o.RegionBytes)
+	}
+	return n
+}
+
+func given[T any](to *T, value *T) {
+	if value != nil {
+		*to = *value
+	}
+}
+
+// checkName refuses names that could steer a terminal or a log, and those that JSON has
+// made into others: what is no UTF-8 arrives as U+FFFD. All else is judged by the
+// manager, which knows what requests may name.
+func checkName(what, name string) error {
+	wrong := func(problem, hint string) error {
+		return &service.Error{Outcome: service.Usage, Object: what, Problem: problem, Hint: hint}
+	}
+	switch {
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return wrong("it holds control characters", "")
+	case strings.ContainsRune(name, utf8.RuneError):
+		return wrong("it is not UTF-8, or came here as something else than it was", "rename the file, or use the command line")
+	}
+	return nil
+}
