@@ -54,7 +54,7 @@
 // AttachKernel makes an export a block device of this host, /dev/nbdN, by netlink; the
 // kernel gets a connection that is past the handshake. The block device outlives the
 // process that serves it: its I/O waits for KernelDevice.DeadTime for somebody to come
-// back with ReattachKernel, and only then fails. Requests that were not answered are sent
+// back with HoldKernel, and only then fails. Requests that were not answered are sent
 // again, in no particular order, and may have been carried out already. Those that were
 // answered are not: a program that uses the block device, a file system among them, goes
 // on as if nothing had happened. So a server that may be started anew must not lose what

@@ -156,7 +156,7 @@ func TestKernelRefusalsKeepTheErrno(t *testing.T) {
 	wantError(t, err, unix.EBUSY)
 	wantSame(t, refused.Index, index)
 
-	_, err = s.ReattachKernel(t.Context(), t.Context(), KernelDevice{Index: index, Backend: "decant-b"}, "")
+	_, err = HoldKernel(t.Context(), KernelDevice{Index: index, Backend: "decant-b"})
 	wantError(t, err, unix.EINVAL) // somebody else's
 	wantError(t, DisconnectKernel(4711), unix.EINVAL)
 	_, err = s.AttachKernel(t.Context(), KernelDevice{Index: -1, Bytes: kernelDeviceBytes, BlockBytes: 1000}, "")
@@ -168,7 +168,7 @@ func TestKernelDoesNotTakeASecondConnection(t *testing.T) {
 	index, _ := attach(t, d, KernelDevice{BlockBytes: 512, Backend: "decant-c"})
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err := kernelServer(t, d).ReattachKernel(ctx, t.Context(), KernelDevice{Index: index, Backend: "decant-c"}, "")
+	_, err := HoldKernel(ctx, KernelDevice{Index: index, Backend: "decant-c"})
 	wantError(t, err, ErrNotTaken)
 }
 
@@ -190,10 +190,15 @@ func TestKernelWaitsForTheNextServer(t *testing.T) {
 		t.Fatalf("a write ended without a server: %v", err)
 	case <-time.After(300 * time.Millisecond):
 	}
-	serving, cancel := context.WithCancel(context.Background())
+	// A connection that nobody serves yet is enough to make it wait on.
 	k.Index = index
-	l, err := kernelServer(t, d).ReattachKernel(t.Context(), serving, k, "")
+	held, err := HoldKernel(t.Context(), k)
 	must(t, err)
+	held.Close()
+	serving, cancel := context.WithCancel(context.Background())
+	l, err := HoldKernel(t.Context(), k)
+	must(t, err)
+	l.Serve(serving, kernelServer(t, d), "")
 	t.Cleanup(func() { cancel(); <-l.Ended() })
 	must(t, <-ended)
 	wantSame(t, d.content(8192, 4096), bytes.Repeat([]byte{0x77}, 4096))
@@ -212,8 +217,9 @@ func TestKernelGivesUpAfterDeadTime(t *testing.T) {
 
 	serving, cancel := context.WithCancel(context.Background())
 	k.Index = index
-	l, err := kernelServer(t, d).ReattachKernel(t.Context(), serving, k, "")
+	l, err := HoldKernel(t.Context(), k)
 	must(t, err)
+	l.Serve(serving, kernelServer(t, d), "")
 	t.Cleanup(func() { cancel(); <-l.Ended() })
 	_, err = f.WriteAt(block, 0)
 	must(t, err)
@@ -273,10 +279,11 @@ func TestKernelFault84SendsUnansweredWritesAgain(t *testing.T) {
 	d := newMemory(kernelDeviceBytes)
 	serving, cancel := context.WithCancel(context.Background())
 	start := time.Now()
-	l, err := kernelServer(t, d).ReattachKernel(t.Context(), serving, KernelDevice{
+	l, err := HoldKernel(t.Context(), KernelDevice{
 		Index: index, Backend: "decant-stuck", DeadTime: time.Minute,
-	}, "")
+	})
 	must(t, err)
+	l.Serve(serving, kernelServer(t, d), "")
 	t.Cleanup(func() { cancel(); <-l.Ended() })
 	select {
 	case err := <-ended:

@@ -36,44 +36,63 @@ func (s *Server) ServeStream(ctx context.Context, stream net.Conn, export string
 	return nil
 }
 
-// KernelLink is a connection between the kernel and a server in this process.
+// KernelLink is a connection of this process with a block device of the kernel.
 type KernelLink struct {
 	// Index is of the block device, KernelDevicePath(Index).
-	Index int
-	ended chan struct{}
+	Index  int
+	stream *net.UnixConn
+	ended  chan struct{}
 }
 
-// Ended is closed when the connection is gone: the device was disconnected, or the
-// context has ended.
+// Ended is closed when nobody serves any more: the device was disconnected, the context
+// of Serve has ended, or the link was closed before Serve.
 func (l *KernelLink) Ended() <-chan struct{} { return l.ended }
+
+// Serve lets s answer the requests that come by the link, until ctx ends or the device
+// is disconnected. It returns at once, and is called once.
+func (l *KernelLink) Serve(ctx context.Context, s *Server, export string) {
+	go func() {
+		defer close(l.ended)
+		if err := s.ServeStream(ctx, l.stream, export); err != nil {
+			s.config.Log.Warn("serve the kernel", "export", export, "error", err)
+		}
+	}()
+}
+
+// Close gives up a link that nobody serves. The device stays, as when Serve ends.
+func (l *KernelLink) Close() {
+	l.stream.Close() //nolint:errcheck // nothing was sent
+	close(l.ended)
+}
 
 // AttachKernel makes an export of s a block device of the kernel: a free one, or
 // d.Index. It serves until ctx ends or the device is disconnected. Then the device
-// stays, and its I/O waits for somebody to come back with ReattachKernel (DeadTime).
+// stays, and its I/O waits for somebody to come back with HoldKernel (DeadTime).
 func (s *Server) AttachKernel(ctx context.Context, d KernelDevice, export string) (*KernelLink, error) {
 	ours, kernels, err := streamPair()
 	if err != nil {
 		return nil, err
 	}
 	defer kernels.Close() //nolint:errcheck // the kernel has its own hold of it
-	l := &KernelLink{ended: make(chan struct{})}
+	l := &KernelLink{stream: ours, ended: make(chan struct{})}
 	// The kernel reads the device while it connects it, in search of partitions.
-	l.serve(ctx, s, ours, export)
+	l.Serve(ctx, s, export)
 	if l.Index, err = ConnectKernel(d, kernels); err != nil {
-		ours.Close() //nolint:errcheck // ends serve
+		ours.Close() //nolint:errcheck // ends Serve
 		<-l.ended
 		return nil, err
 	}
 	return l, nil
 }
 
-// ReattachKernel takes on the block device d.Index whose server is gone. A server that
-// was killed a moment ago may seem to be there for a while; that is waited for until
-// ctx ends, and the error is ErrNotTaken then. The device lives no longer than serving.
-func (s *Server) ReattachKernel(ctx, serving context.Context, d KernelDevice, export string) (*KernelLink, error) {
+// HoldKernel takes on the block device d.Index whose server is gone: from then on its
+// I/O waits for Serve, for as long as that takes. A server that was killed a moment ago
+// may seem to be there for a while; that is waited for until ctx ends, and the error is
+// ErrNotTaken then.
+func HoldKernel(ctx context.Context, d KernelDevice) (*KernelLink, error) {
 	const pause = 20 * time.Millisecond
 	for {
-		l, err := s.tryReattach(serving, d, export)
+		l, err := tryHold(d)
 		if !errors.Is(err, ErrNotTaken) {
 			return l, err
 		}
@@ -85,7 +104,7 @@ func (s *Server) ReattachKernel(ctx, serving context.Context, d KernelDevice, ex
 	}
 }
 
-func (s *Server) tryReattach(ctx context.Context, d KernelDevice, export string) (*KernelLink, error) {
+func tryHold(d KernelDevice) (*KernelLink, error) {
 	ours, kernels, err := streamPair()
 	if err != nil {
 		return nil, err
@@ -93,15 +112,13 @@ func (s *Server) tryReattach(ctx context.Context, d KernelDevice, export string)
 	err = ReconfigureKernel(d, kernels)
 	kernels.Close() //nolint:errcheck // if the kernel did not take it, nobody has it now
 	if err == nil {
-		err = stillOpen(ours)
+		err = kernelFailure("reconfigure", d.Index, stillOpen(ours))
 	}
 	if err != nil {
 		ours.Close() //nolint:errcheck // nothing was sent
-		return nil, kernelFailure("reconfigure", d.Index, err)
+		return nil, err
 	}
-	l := &KernelLink{Index: d.Index, ended: make(chan struct{})}
-	l.serve(ctx, s, ours, export)
-	return l, nil
+	return &KernelLink{Index: d.Index, stream: ours, ended: make(chan struct{})}, nil
 }
 
 // stillOpen asks whether anybody holds the other end, without reading what it may have
@@ -128,15 +145,6 @@ func stillOpen(stream *net.UnixConn) error {
 		return ErrNotTaken
 	}
 	return nil
-}
-
-func (l *KernelLink) serve(ctx context.Context, s *Server, stream net.Conn, export string) {
-	go func() {
-		defer close(l.ended)
-		if err := s.ServeStream(ctx, stream, export); err != nil {
-			s.config.Log.Warn("serve the kernel", "export", export, "error", err)
-		}
-	}()
 }
 
 // streamPair is two connected sockets: one for this process and one for the kernel.
