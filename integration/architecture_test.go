@@ -39,7 +39,7 @@ var mayImport = map[string][]string{
 	"integration/kernel/inside": {},
 	"integration/faultfs":       {},
 	"integration/logwrites":     {},
-	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "thin", "nbd", "units"},
+	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "dm", "thin", "nbd", "units"},
 	"api":                       {"service", "units"},
 	"cmd/migrate":               {"service", "units"},
 	"cmd/thinctl":               {"thin", "units"},

@@ -49,14 +49,39 @@ func (a *attempt) chooseAccesses() error {
 	return nil
 }
 
-// checkAccesses refuses accesses that cannot work. A migration that is done has none.
+// checkAccesses refuses accesses that cannot work. A migration that is done has none but
+// a live device, which may have to be put over the destination yet.
 func (a *attempt) checkAccesses() error {
 	if a.known != nil && a.known.state.Phase == journal.Done {
 		a.accesses = nil
 	}
+	if err := a.checkStacked(); err != nil {
+		return err
+	}
+	if err := a.chooseLive(); err != nil {
+		return err
+	}
 	for _, x := range a.accesses {
 		if err := x.check(a); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// holder is an access whose guests may be there already, from an earlier process.
+type holder interface {
+	// hold makes them wait for open. It comes first of all, also before the recheck.
+	hold(ctx context.Context, r *reporter) error
+}
+
+// holdGuests makes guests of an earlier process wait for this one.
+func (m *migration) holdGuests(ctx context.Context, r *reporter) error {
+	for _, x := range m.accesses {
+		if h, ok := x.(holder); ok {
+			if err := h.hold(ctx, r); err != nil {
+				return m.stopped(ctx, err)
+			}
 		}
 	}
 	return nil
@@ -118,6 +143,9 @@ func (m *migration) seeGuestsOff(ctx context.Context, r *reporter, failed error)
 func (m *migration) shutGuestsOut() error {
 	var errs []error
 	for _, x := range m.accesses {
+		if w, ok := x.(interface{ waits() string }); ok {
+			m.waits = w.waits()
+		}
 		if err := x.close(); err != nil {
 			errs = append(errs, fmt.Errorf("end the use by others: %w", err))
 		}

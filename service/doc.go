@@ -17,4 +17,26 @@
 //	(*Service).Explain(id, offset) (Explanation, error)
 //
 // Every error that they return is an *Error.
+//
+// # Deadlocks
+//
+// A process that serves a live device must never wait for that device, or it waits for
+// itself, and with it everybody who uses the device:
+//
+//   - Its memory is locked (guardMemory), so that no page of it has to come back from a
+//     disk, and the kernel knows that it is in the path of writes (BecomeFlusher): an
+//     allocation in here never waits for pages that only a write through here would free.
+//     The flag is one of threads, so a program sets it and starts itself anew.
+//   - It does no I/O on the device, the network block device below it, or a file on them.
+//     The ends are read and written past the page cache. Journal, program, output and
+//     working directory are refused on the device (checkLivePlaces).
+//   - The exchange of tables at the end freezes no file system and waits for nothing but
+//     I/O under way, in a thread of its own, while others answer that I/O. The wait ends
+//     with a kill, so that the kernel closes the connection, and the next process can take
+//     the device on.
+//   - The end of serving waits for requests that have come, and those for the ends and the
+//     journal only, never for their client.
+//   - The device is under nothing that a resume has to look at first: udev leaves it alone
+//     (liveRules). LVM does not, so that its commands wait if its configuration lets it scan
+//     the device; a resume with a volume of LVM as an end has to exclude it.
 package service

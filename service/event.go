@@ -44,6 +44,7 @@ type Event struct {
 	Destination      string   `json:"destination,omitempty"` // started
 	Resumed          bool     `json:"resumed,omitempty"`     // started
 	Export           string   `json:"export,omitempty"`      // exported: the NBD URI
+	Device           string   `json:"device,omitempty"`      // exported: path of the live device
 	Message          string   `json:"message,omitempty"`     // warning, paused
 	ElapsedSeconds   *float64 `json:"elapsed_seconds,omitempty"`
 	SourceFreedBytes *int64   `json:"source_freed_bytes,omitempty"`

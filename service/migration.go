@@ -28,6 +28,7 @@ type migration struct {
 	resumed     bool
 	warnings    []string
 	accesses    []access // that guests use the volume by
+	waits       string   // what becomes of guests that are still there when the run has stopped
 	spaceHint   string   // how to get space that a run has stopped for
 	control     *control
 }

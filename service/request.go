@@ -18,6 +18,9 @@ type Options struct {
 	Overwrite        bool          `json:"overwrite"`
 	ThinPool         string        `json:"thin_pool,omitempty"` // of LVM, to make the destination in
 	Export           string        `json:"export,omitempty"`    // path of the Unix socket that guests use the volume by while it hydrates
+	Live             string        `json:"live,omitempty"`      // name of the device that guests use the volume by while it hydrates, and after that
+	LiveTimeout      time.Duration `json:"live_timeout_ns,omitempty"`
+	Engine           string        `json:"engine,omitempty"` // of a live device: auto, user, kernel; empty: auto
 	RegionBytes      int64         `json:"region_bytes"`
 	RegionBytesFixed bool          `json:"region_bytes_fixed,omitempty"` // false: a pool with larger blocks gets larger regions
 	ThresholdRegions uint64        `json:"threshold_regions"`
@@ -35,6 +38,8 @@ func DefaultOptions() Options {
 		BatchRegions:     4,
 		CommitPeriod:     time.Second,
 		CommitBytes:      64 << 20,
+		LiveTimeout:      DefaultLiveTimeout,
+		Engine:           EngineAuto,
 	}
 }
 
@@ -63,7 +68,7 @@ func (o Options) Check() error {
 	case o.BytesPerSecond < 0:
 		return wrong("--bwlimit %d is negative", o.BytesPerSecond)
 	}
-	return nil
+	return o.checkLiveOptions()
 }
 
 // Request is one migration to be made, or resumed if there is one already between

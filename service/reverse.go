@@ -69,6 +69,9 @@ func (s *Service) openByID(id string) (_ *migration, err error) {
 	if m.record, err = recordIn(m.journal); err != nil {
 		return nil, refuse(id, "the journal cannot be used", "", err)
 	}
+	if err := m.removeLive(); err != nil {
+		return nil, err
+	}
 	state, err := m.journal.Load()
 	if err != nil {
 		return nil, m.failure(err)

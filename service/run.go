@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,6 +58,10 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	err = m.carryOut(ctx, r, state)
 	if err == nil {
 		return nil
+	}
+	err = errors.Join(err, m.shutGuestsOut())
+	if ours := new(*Error); errors.As(err, ours) && m.waits != "" {
+		(*ours).State = strings.TrimPrefix((*ours).State+"; "+m.waits, "; ")
 	}
 	kind := StoppedRun
 	if OutcomeOf(err) == Failed {
@@ -120,6 +125,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err e
 		Verify:         m.record.Verify,
 		PeakExtraBytes: r.meter.peakBytes.Load,
 		RepeatDiscards: m.resumed,
+		GuestsOutlive:  m.guestsOutlive(),
 		BufferBytes:    bufferBytes,
 	})
 	if err != nil {
@@ -168,6 +174,9 @@ func (v view) NextData(off int64) (start, end int64, err error) {
 // carryOut hydrates what is left, and ends the migration if nothing is.
 func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.State) error {
 	if state.Phase == journal.Done {
+		if err := m.endLive(ctx, r); err != nil {
+			return err
+		}
 		return m.endForward(r, state)
 	}
 	giver, _ := m.roles(state.Direction)
@@ -178,8 +187,20 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 	if err := m.hydrate(ctx, r, discard); err != nil {
 		return err
 	}
-	if discard {
+	if err := m.confirm(r, state.Direction); err != nil {
+		return err
+	}
+	if state.Direction == journal.Backward {
+		return m.endBackward(r)
+	}
+	return m.endForward(r, state)
+}
+
+// confirm finds out whether a run that has hydrated and discarded everything may end.
+func (m *migration) confirm(r *reporter, d journal.Direction) error {
+	if m.discards(d) {
 		// So that no power loss undoes a discard when nobody is left to repeat it.
+		giver, _ := m.roles(d)
 		if err := giver.Flush(); err != nil {
 			return m.failure(fmt.Errorf("flush what was discarded: %w", err))
 		}
@@ -190,13 +211,32 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 			State: "nothing was lost: " + m.whereabouts(), Hint: "keep both ends and the journal, and report this",
 		}
 	}
-	if state.Direction == journal.Backward {
-		return m.endBackward(r)
+	if d == journal.Backward {
+		return nil
 	}
-	if err := m.stillUnchanged(); err != nil {
+	return m.stillUnchanged()
+}
+
+// conclude records that the migration is done, while guests still use the clone: all is
+// hydrated, and stays so whatever they do.
+func (m *migration) conclude(r *reporter) error {
+	state, err := m.journal.Load()
+	if err != nil {
+		return m.failure(err)
+	}
+	if state.Phase == journal.Done {
+		return nil
+	}
+	if err := r.clone.Commit(); err != nil {
+		return m.failure(err)
+	}
+	if err := m.confirm(r, journal.Forward); err != nil {
 		return err
 	}
-	return m.endForward(r, state)
+	if err := m.journal.SetPhase(journal.Done); err != nil {
+		return m.failure(err)
+	}
+	return nil
 }
 
 // discards says whether a run in direction d frees what it has copied. On the way
@@ -218,6 +258,9 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 	telling.Go(func() { r.every(stop) })
 	defer telling.Wait()
 	defer close(stop)
+	if err := m.holdGuests(ctx, r); err != nil {
+		return err
+	}
 	if err := m.recheck(ctx, r, discard); err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ func (p *program) resumeCommand() *cobra.Command {
 		Short: "Go on with a migration that was stopped, with the options it began with",
 		Args:  oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			p.serveSafely() // it may have to serve a live device
 			return p.runMigration(cmd.Context(), form, func(ctx context.Context, m migrations, sink service.Sink) error {
 				return m.Resume(ctx, args[0], sink)
 			})

@@ -103,6 +103,9 @@ func (p *program) migrate(ctx context.Context, f migrateFlags, request service.R
 	if f.dryRun {
 		return p.dryRun(ctx, request, f.json)
 	}
+	if request.Options.Live != "" {
+		p.serveSafely()
+	}
 	return p.runMigration(ctx, f.progress, func(ctx context.Context, m migrations, sink service.Sink) error {
 		return m.Migrate(ctx, request, sink)
 	})

@@ -28,7 +28,7 @@ func TestHelpText(t *testing.T) {
 func TestHelpNamesNoFeatureThatIsNotThere(t *testing.T) {
 	w := newWorld(&fakeService{})
 	w.run([]string{"--help"})
-	for _, absent := range []string{"--live", "--engine", "--detach", "watch"} {
+	for _, absent := range []string{"--detach", "watch"} {
 		if strings.Contains(w.out.String(), absent) {
 			t.Errorf("help speaks of %s", absent)
 		}
@@ -43,7 +43,14 @@ func TestWrongUsage(t *testing.T) {
 		{"a b c", "migrate: c is one name too many"},
 		{"--nonsense a b", "migrate: unknown flag: --nonsense"},
 		{"--export", "migrate: flag needs an argument: --export"},
-		{"--live x a b", "migrate: unknown flag: --live"},
+		{"--live", "migrate: flag needs an argument: --live"},
+		{"--live a/b a b", `--live "a/b" is no name for a device`},
+		{"--live control a b", `--live "control" is no name for a device`},
+		{"--live -x a b", `--live "-x" is no name for a device`},
+		{"--live x --export /run/s a b", "--live and --export exclude one another"},
+		{"--live x --live-timeout 300h a b", "--live-timeout 300h0m0s is not from 0s to 168h"},
+		{"--engine kernel a b", "--engine kernel needs --live"},
+		{"--engine fast --live x a b", `--engine "fast" is none of auto, user and kernel`},
 		{"--region-size 12Q a b", `unknown unit "Q"`},
 		{"--region-size 1000 a b", "--region-size 1000 is not a power of two"},
 		{"--region-size 2K a b", "--region-size 2048 is not a power of two from 4 KiB"},
@@ -107,12 +114,12 @@ func TestFlagsReachTheService(t *testing.T) {
 	code := w.run([]string{
 		"--discard-src", "--verify", "--remove-src", "--overwrite", "--region-size", "64KiB",
 		"--threshold", "8", "--batch", "2", "--commit-period", "250ms", "--commit-bytes=8M", "--bwlimit", "50MiB/s",
-		"--export", "/run/socket", "--state-dir", "/state", "--progress=none", "/a", "pool/v",
+		"--live", "vm", "--live-timeout", "2m", "--engine", "user", "--state-dir", "/state", "--progress=none", "/a", "pool/v",
 	})
 	want := service.Request{Source: "/a", Destination: "pool/v", Options: service.Options{
 		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, RegionBytesFixed: true, RegionBytes: 64 << 10,
 		ThresholdRegions: 8, BatchRegions: 2, CommitPeriod: 250 * time.Millisecond, CommitBytes: 8 << 20, BytesPerSecond: 50 << 20,
-		Export: "/run/socket",
+		Live: "vm", LiveTimeout: 2 * time.Minute, Engine: service.EngineUser,
 	}}
 	if code != 0 || !reflect.DeepEqual(w.fake.request, want) {
 		t.Errorf("exit code %d, request %+v, want %+v (%s)", code, w.fake.request, want, w.err.String())

@@ -131,7 +131,8 @@ func newWorld(fake *fakeService) *world {
 			w.stateDir = stateDir
 			return fake, nil
 		},
-		exitAtOnce: func(int) { panic("exit at once") },
+		exitAtOnce:  func(int) { panic("exit at once") },
+		serveSafely: func() {},
 	}
 	return w
 }

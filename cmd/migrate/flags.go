@@ -144,6 +144,9 @@ func addOptionFlags(flags *pflag.FlagSet, o *service.Options) {
 	flags.BoolVar(&o.Overwrite, "overwrite", o.Overwrite, "allow a destination that already holds data")
 	flags.StringVar(&o.ThinPool, "thin-pool", o.ThinPool, "`NAME` of the thin pool of LVM to make the destination in, where its volume group has several")
 	flags.StringVar(&o.Export, "export", o.Export, "let NBD clients use the volume while it hydrates, through the Unix socket `SOCKET`,\nuntil it is hydrated and the last of them has left")
+	flags.StringVar(&o.Live, "live", o.Live, "make the volume usable at once, as /dev/mapper/`NAME`, while it hydrates and after that")
+	flags.StringVar(&o.Engine, "engine", o.Engine, "`ENGINE` that copies while a live device is in use: user, kernel (dm-clone), or auto")
+	flags.Var(periodFlag{&o.LiveTimeout}, "live-timeout", "how long what uses the live device waits when this program has stopped or died,\nuntil it gets errors")
 	flags.Var(regionSizeFlag{o}, "region-size", "bytes in a region, a power of two from 4 KiB to 1 GiB; without it, at least\na block of the thin pools that the two ends are volumes of")
 	flags.Var(regionsFlag{&o.ThresholdRegions}, "threshold", "most regions in flight at a time")
 	flags.Var(regionsFlag{&o.BatchRegions}, "batch", "most contiguous regions in one copy")
@@ -173,6 +176,9 @@ func describeOptions(o service.Options) string {
 	}
 	if o.Export != "" {
 		words = append(words, "--export "+printableName(o.Export))
+	}
+	if o.Live != "" {
+		words = append(words, "--live "+o.Live, "--engine "+o.Engine)
 	}
 	words = append(words,
 		fmt.Sprintf("--region-size %s", compactBytes(o.RegionBytes)),

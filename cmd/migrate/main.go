@@ -40,6 +40,7 @@ type program struct {
 	stateDir                     string
 	openService                  func(stateDir string) (migrations, error)
 	exitAtOnce                   func(code int)
+	serveSafely                  func()
 }
 
 func main() {
@@ -56,6 +57,7 @@ func newProgram(open func(stateDir string) (migrations, error)) *program {
 		unicode:       isUnicodeLocale(os.Getenv),
 		openService:   open,
 		exitAtOnce:    os.Exit,
+		serveSafely:   serveSafely,
 	}
 }
 

@@ -184,7 +184,12 @@ func startLine(e service.Event, arrow string) string {
 }
 
 // exportLine says how the volume can be used.
-func exportLine(e service.Event) string { return "exported at " + escapeControls(e.Export) }
+func exportLine(e service.Event) string {
+	if e.Device != "" {
+		return "usable as " + escapeControls(e.Device)
+	}
+	return "exported at " + escapeControls(e.Export)
+}
 
 // amounts, speed and freed are the parts of a line of progress.
 func amounts(e service.Event) string {

@@ -51,6 +51,8 @@ func programsDirectory(t testing.TB) string {
 func TestPrograms(t *testing.T) { runInside(t, "^TestKernel([^S]|S[^p])") }
 func TestSpace(t *testing.T)    { runInside(t, "^TestKernelSpace") }
 
+func TestLive(t *testing.T) { runInside(t, "^TestLive") }
+
 func runInside(t *testing.T, tests string) {
 	t.Helper()
 	t.Parallel()
