@@ -13,9 +13,13 @@ MANDIR  ?= $(DATADIR)/man
 BASHDIR ?= $(DATADIR)/bash-completion/completions
 ZSHDIR  ?= $(DATADIR)/zsh/site-functions
 FISHDIR ?= $(DATADIR)/fish/vendor_completions.d
+LIBDIR  ?= $(PREFIX)/lib
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-PROGRAMS  := migrate thinctl
+PROGRAMS  := migrate thinctl hydrated
+MAN_migrate  := 1
+MAN_thinctl  := 1
+MAN_hydrated := 8
 GO_LDFLAGS := -X main.releaseVersion=$(VERSION)
 # Without -buildvcs=false a build fails where the tree belongs to another user.
 GO_BUILD  := $(GO) build -buildvcs=false -trimpath -ldflags '$(GO_LDFLAGS)'
@@ -34,16 +38,17 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               linux.uml:user-mode-linux insmod:kmod lvs:lvm2 dmsetup:dmsetup \
               thin_check:thin-provisioning-tools ip:iproute2 \
               nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils \
-              qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio
+              qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio \
+              systemd-analyze:systemd rpm:rpm curl:curl
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
 NEED_BENCH := $(NEED_DEMO) linux.uml:user-mode-linux insmod:kmod qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time
 NEED_MODEL := $(NEED_BUILD) spin:spin
 
-.PHONY: help build demo test lint format bench model torture fuzz install uninstall clean \
+.PHONY: help build demo test lint format bench model torture fuzz packages install uninstall clean \
         setup-build setup-demo setup-test setup-lint setup-bench setup-model
 
-## build: bin/migrate and bin/thinctl
+## build: bin/migrate, bin/thinctl and bin/hydrated
 build: setup-build
 	$(GO_BUILD) -o bin/ $(PROGRAMS:%=./cmd/%)
 
@@ -61,8 +66,8 @@ test: setup-test build
 
 ## lint: shellcheck, mandoc, golangci-lint with gofumpt; compiles the linters first
 lint: setup-lint
-	shellcheck .ci/need .ci/run .ci/test demo/*.sh
-	mandoc -Tlint -Wwarning man/*.1
+	shellcheck .ci/need .ci/run .ci/test demo/*.sh packaging/*.sh
+	mandoc -Tlint -Wwarning man/*.[18]
 	$(TOOL) golangci-lint run ./...
 
 ## format: rewrite the Go files as gofumpt wants them
@@ -92,24 +97,40 @@ fuzz: setup-build
 		done; \
 	done
 
-## install: programs, man pages and shell completions under DESTDIR and PREFIX
-install: build
-	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(BASHDIR)' \
-		'$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)'
-	for p in $(PROGRAMS); do \
-		install -m 755 "bin/$$p" '$(DESTDIR)$(BINDIR)/'; \
-		install -m 644 "man/$$p.1" '$(DESTDIR)$(MANDIR)/man1/'; \
-		"bin/$$p" completion bash >'$(DESTDIR)$(BASHDIR)'/"$$p"; \
-		"bin/$$p" completion zsh >'$(DESTDIR)$(ZSHDIR)'/"_$$p"; \
-		"bin/$$p" completion fish >'$(DESTDIR)$(FISHDIR)'/"$$p.fish"; \
+## packages: dist/*.deb and dist/*.rpm; compiles nfpm first
+# A version of a package begins with a number; a tree without a tag has only a name.
+PACKAGE_VERSION ?= $(if $(findstring .,$(VERSION)),$(patsubst v%,%,$(subst -,+,$(VERSION))),0.0.0+$(subst -,+,$(VERSION)))
+PACKAGE_ARCH    ?= $(shell $(GO) env GOARCH)
+packages: build
+	packaging/stage.sh
+	for packager in deb rpm; do \
+		PACKAGE_VERSION='$(PACKAGE_VERSION)' PACKAGE_ARCH='$(PACKAGE_ARCH)' \
+			$(TOOL) nfpm package --config packaging/nfpm.yaml --packager "$$packager" --target dist/; \
 	done
+
+## install: programs, man pages, completions and units under DESTDIR and PREFIX
+install: build
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man8' '$(DESTDIR)$(BASHDIR)' \
+		'$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)' '$(DESTDIR)$(LIBDIR)/systemd/system' \
+		'$(DESTDIR)$(LIBDIR)/sysusers.d' '$(DESTDIR)$(LIBDIR)/tmpfiles.d'
+	$(foreach p,$(PROGRAMS), \
+		install -m 755 'bin/$(p)' '$(DESTDIR)$(BINDIR)/'; \
+		install -m 644 'man/$(p).$(MAN_$(p))' '$(DESTDIR)$(MANDIR)/man$(MAN_$(p))/'; \
+		'bin/$(p)' completion bash >'$(DESTDIR)$(BASHDIR)/$(p)'; \
+		'bin/$(p)' completion zsh >'$(DESTDIR)$(ZSHDIR)/_$(p)'; \
+		'bin/$(p)' completion fish >'$(DESTDIR)$(FISHDIR)/$(p).fish'; )
+	sed 's,/usr/bin/hydrated,$(BINDIR)/hydrated,' packaging/hydrated.service >'$(DESTDIR)$(LIBDIR)/systemd/system/hydrated.service'
+	install -m 644 packaging/hydrated.socket '$(DESTDIR)$(LIBDIR)/systemd/system/'
+	install -m 644 packaging/decant.sysusers '$(DESTDIR)$(LIBDIR)/sysusers.d/decant.conf'
+	install -m 644 packaging/decant.tmpfiles '$(DESTDIR)$(LIBDIR)/tmpfiles.d/decant.conf'
 
 ## uninstall: what install has put there; journals and pools stay
 uninstall:
-	for p in $(PROGRAMS); do \
-		rm -f '$(DESTDIR)$(BINDIR)'/"$$p" '$(DESTDIR)$(MANDIR)/man1'/"$$p.1" '$(DESTDIR)$(BASHDIR)'/"$$p" \
-			'$(DESTDIR)$(ZSHDIR)'/"_$$p" '$(DESTDIR)$(FISHDIR)'/"$$p.fish"; \
-	done
+	$(foreach p,$(PROGRAMS), \
+		rm -f '$(DESTDIR)$(BINDIR)/$(p)' '$(DESTDIR)$(MANDIR)/man$(MAN_$(p))/$(p).$(MAN_$(p))' '$(DESTDIR)$(BASHDIR)/$(p)' \
+			'$(DESTDIR)$(ZSHDIR)/_$(p)' '$(DESTDIR)$(FISHDIR)/$(p).fish'; )
+	rm -f '$(DESTDIR)$(LIBDIR)'/systemd/system/hydrated.{service,socket} \
+		'$(DESTDIR)$(LIBDIR)/sysusers.d/decant.conf' '$(DESTDIR)$(LIBDIR)/tmpfiles.d/decant.conf'
 
 ## clean: what building has made
 clean:

@@ -42,6 +42,7 @@ var mayImport = map[string][]string{
 	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "dm", "thin", "nbd", "units"},
 	"api":                       {"service", "units"},
 	"cmd/migrate":               {"service", "units"},
+	"cmd/hydrated":              {"service", "api", "units"},
 	"cmd/thinctl":               {"thin", "units"},
 	"bench":                     {},
 	"integration":               {"region", "journal", "clone", "clone/clonetest", "hydrate", "loopdev", "thin", "nbd", "service", "units"},

@@ -28,6 +28,11 @@ func (s *Service) List() ([]Summary, error) {
 func (s *Service) summary(k known) Summary {
 	sum := Summary{ID: k.id, Source: k.superblock.Source.Name, Destination: k.superblock.Destination.Name}
 	sum.sourcePath, sum.destinationPath = requestName(k.superblock.Source), requestName(k.superblock.Destination)
+	for _, end := range []journal.Identity{k.superblock.Source, k.superblock.Destination} {
+		if end.Kind == groupVolumeKind {
+			sum.groupVolumes = append(sum.groupVolumes, end.Name)
+		}
+	}
 	if held, active := s.held(k.id); active {
 		sum.PID, sum.Active, sum.Service = held.PID, true, held.Holder == serviceHolder
 	}

@@ -41,10 +41,25 @@ func (r *activeRun) stop(why error) { r.cancel(why) }
 
 func newJob(id string) *job { return &job{id: id, held: make(chan struct{}, 1)} }
 
-// learn takes over what the journal says.
-func (j *job) learn(s journals, k known) {
-	j.summary, j.record = s.summary(k), k.record
-	j.disks = s.disks(k)
+// facts are what journal and kernel say of a migration. Finding them out may take as
+// long as a medium takes to answer, so it is never done under the lock of the manager.
+type facts struct {
+	stamp   stamp // of before the rest was looked at
+	summary Summary
+	record  record
+	disks   []string
+}
+
+func (m *Manager) look(id string) facts {
+	f := facts{stamp: m.journals.stamp(id)}
+	k := m.journals.look(id)
+	f.summary, f.record, f.disks = m.journals.summary(k), k.record, m.journals.disks(k)
+	return f
+}
+
+// learn takes over what was found out.
+func (j *job) learn(f facts) {
+	j.stamp, j.summary, j.record, j.disks = f.stamp, f.summary, f.record, f.disks
 }
 
 // settle gives the job the state that the journal implies while nobody works on it.

@@ -206,17 +206,16 @@ var errEnding = errors.New("the service ends; it goes on when it is started agai
 // it has all runs commit, waits for them, and returns nil. It is called once.
 func (m *Manager) Run(ctx context.Context) error {
 	defer func() { _ = m.Close() }() // a lock file has nothing to lose
-	ticker := time.NewTicker(scanPeriod)
-	defer ticker.Stop()
+	scanned := make(chan struct{})
+	go func() {
+		defer close(scanned)
+		m.scanAgain(ctx)
+	}()
 	for ctx.Err() == nil {
 		m.startDue()
 		select {
 		case <-ctx.Done():
 		case <-m.wake:
-		case <-ticker.C:
-			if err := m.scan(false); err != nil {
-				m.log.Error("the state directory cannot be looked at", "error", err)
-			}
 		}
 	}
 	m.mu.Lock()
@@ -228,7 +227,39 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	m.mu.Unlock()
 	m.runs.Wait()
+	select {
+	case <-scanned:
+	case <-time.After(scanPeriod): // a medium does not answer; nothing is lost by not waiting
+	}
 	return nil
+}
+
+// scanAgain looks at the state directory until ctx ends. It has a goroutine of its own,
+// since a medium that hangs must not keep anything else from being done.
+func (m *Manager) scanAgain(ctx context.Context) {
+	ticker := time.NewTicker(scanPeriod)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := m.scan(false); err != nil {
+			m.log.Error("the state directory cannot be looked at", "error", err)
+		}
+		m.nudge() // what has stopped may be due again
+	}
+}
+
+// SetLimits changes the limits of the configuration of these names, for runs and
+// requests to come.
+func (m *Manager) SetLimits(running, runningPerDisk, waiting int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.config.Running, m.config.RunningPerDisk, m.config.Waiting = running, runningPerDisk, waiting
+	m.config.setDefaults()
+	m.nudge()
 }
 
 // nudge has the queue looked at soon.

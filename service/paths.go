@@ -53,7 +53,22 @@ func (s *Service) checkRequestPaths(r Request) error {
 			return err
 		}
 	}
-	return nil
+	return s.checkRequestSocket(r.Options.Export)
+}
+
+// runtimeDir is where sockets may be made, whatever the roots are.
+const runtimeDir = "/run/decant/"
+
+func (s *Service) checkRequestSocket(path string) error {
+	switch {
+	case path == "":
+		return nil
+	case !filepath.IsAbs(path) || strings.ContainsFunc(path, unicode.IsControl):
+		return &Error{Outcome: Usage, Object: fmt.Sprintf("%.200q", path), Problem: "is not the absolute path of a socket to export on"}
+	case strings.HasPrefix(path, runtimeDir) && filepath.Clean(path) == path:
+		return nil
+	}
+	return s.checkRequestName(path)
 }
 
 func (s *Service) checkRequestName(name string) error {

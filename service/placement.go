@@ -82,8 +82,8 @@ type PoolStatus struct {
 	Problem       string `json:"problem,omitempty"` // why there are no figures
 }
 
-// Pools is the pools of thinctl, and of LVM those that a migration has an end in.
-func (s *Service) Pools() ([]PoolStatus, error) {
+// poolsAnd is the pools of thinctl, and of LVM those that the volumes are in.
+func (s *Service) poolsAnd(volumes []string) ([]PoolStatus, error) {
 	names, err := s.pools.List()
 	if err != nil {
 		return nil, refuse(s.stateDir, "the list of pools cannot be read", "", err)
@@ -92,18 +92,6 @@ func (s *Service) Pools() ([]PoolStatus, error) {
 	for _, name := range names {
 		pool, err := s.pools.Open(name)
 		list = append(list, poolStatus(name, pool, err))
-	}
-	all, err := s.lookAll()
-	if err != nil {
-		return nil, err
-	}
-	var volumes []string
-	for _, k := range all {
-		for _, id := range []journal.Identity{k.superblock.Source, k.superblock.Destination} {
-			if k.err == nil && !k.ended() && id.Kind == groupVolumeKind {
-				volumes = append(volumes, id.Name)
-			}
-		}
 	}
 	slices.Sort(volumes)
 	for _, volume := range slices.Compact(volumes) {
@@ -158,8 +146,22 @@ func (m *Manager) Pools(ctx context.Context) ([]PoolStatus, error) {
 		return nil, &Error{Outcome: Stopped, Problem: "the pools have not answered", Err: context.Cause(ctx)}
 	}
 	if p.at.IsZero() || time.Since(p.at) > poolsFor {
-		p.list, p.err = m.service.Pools()
+		p.list, p.err = m.service.poolsAnd(m.groupVolumes())
 		p.at = time.Now()
 	}
 	return slices.Clone(p.list), p.err
+}
+
+// groupVolumes are the ends that are volumes of LVM, of migrations that have not been
+// given up.
+func (m *Manager) groupVolumes() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var volumes []string
+	for _, j := range m.jobs {
+		if j.state != StateCancelled && j.state != StateReversed {
+			volumes = append(volumes, j.summary.groupVolumes...)
+		}
+	}
+	return volumes
 }

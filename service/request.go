@@ -127,7 +127,8 @@ type Summary struct {
 	Created        time.Time `json:"created"`
 	Problem        string    `json:"problem,omitempty"` // why the journal cannot be used
 
-	sourcePath, destinationPath string // what leads there from any directory
+	sourcePath, destinationPath string   // what leads there from any directory
+	groupVolumes                []string // the ends that are volumes of LVM
 }
 
 // Cell is the state of a part of the device, in the map of Detail: the state that

@@ -137,14 +137,13 @@ func (m *Manager) ended(ctx context.Context, j *job, run *activeRun, err error) 
 	if left := run.control.leftovers(); len(left) > 0 {
 		err = errors.Join(err, m.journals.amend(j.id, left...))
 	}
-	k := m.journals.look(j.id)
+	f := m.look(j.id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	verified := j.verify
 	reversing := j.record.Reverse && j.isReversible()
 	j.verify = false
-	j.learn(m.journals, k)
-	j.stamp = m.journals.stamp(j.id)
+	j.learn(f)
 	j.settle()
 	if j.summary.Transaction > run.begunTx || err == nil {
 		j.tries = 0
@@ -241,7 +240,7 @@ func (m *Manager) scanOne(id string, first bool) {
 	if j != nil && now == before && isHeld == wasExternal {
 		return
 	}
-	k := m.journals.look(id)
+	f := m.look(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if j == nil {
@@ -251,8 +250,7 @@ func (m *Manager) scanOne(id string, first bool) {
 		return // it was taken up meanwhile
 	}
 	state, reason, hint, retryAt := j.state, j.reason, j.hint, j.retryAt
-	j.learn(m.journals, k)
-	j.stamp = now
+	j.learn(f)
 	j.settle()
 	switch {
 	case isHeld && held.Holder != serviceHolder:

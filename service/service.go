@@ -38,6 +38,9 @@ func New(stateDir string) (*Service, error) {
 	return &Service{stateDir: stateDir, pools: thin.NewRegistry(stateDir)}, nil
 }
 
+// StateDir is the directory of the journals, as an absolute path.
+func (s *Service) StateDir() string { return s.stateDir }
+
 // makeStateDir makes the state directory, readable by nobody else, and checks that
 // a journal in it can survive a power loss.
 func (s *Service) makeStateDir() error {

@@ -31,22 +31,22 @@ func (m *Manager) Start(ctx context.Context, r Request, o StartOptions) (Status,
 	if s, ok, err := m.startAgain(r, o); ok || err != nil {
 		return s, err
 	}
-	k, err := m.service.makeJournal(r, o)
+	id, err := m.service.makeJournal(r, o)
 	if err != nil {
 		return Status{}, err
 	}
+	f := m.look(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	j := m.jobs[k.id]
+	j := m.jobs[id]
 	if j == nil {
-		j = newJob(k.id)
-		m.jobs[k.id] = j
+		j = newJob(id)
+		m.jobs[id] = j
 	}
 	if j.run != nil {
 		return m.statusOf(j), nil
 	}
-	j.learn(m.journals, k)
-	j.stamp = m.journals.stamp(k.id)
+	j.learn(f)
 	j.settle()
 	m.nudge()
 	return m.statusOf(j), nil
@@ -107,10 +107,10 @@ func (s *Service) endPath(name string) string {
 }
 
 // makeJournal does what Migrate does before its run, and gives the ends up again.
-func (s *Service) makeJournal(r Request, o StartOptions) (known, error) {
+func (s *Service) makeJournal(r Request, o StartOptions) (id string, err error) {
 	a, err := s.prepare(r)
 	if err != nil {
-		return known{}, err
+		return "", err
 	}
 	var m *migration
 	if a.known != nil {
@@ -120,14 +120,14 @@ func (s *Service) makeJournal(r Request, o StartOptions) (known, error) {
 		m, err = a.begin()
 	}
 	if err != nil {
-		return known{}, err
+		return "", err
 	}
-	id := m.id
+	id = m.id
 	if err := m.Close(); err != nil {
-		return known{}, &Error{
+		return "", &Error{
 			Outcome: Failed, Object: id, Problem: "could not be closed", State: "nothing was copied yet",
 			Hint: "go on with: migrate resume " + id, Err: err,
 		}
 	}
-	return s.look(id), nil
+	return id, nil
 }

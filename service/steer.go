@@ -61,11 +61,10 @@ func (m *Manager) note(j *job, change func(*record)) error {
 	if err := m.journals.amend(j.id, change); err != nil {
 		return err
 	}
-	k := m.journals.look(j.id)
+	f := m.look(j.id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	j.learn(m.journals, k)
-	j.stamp = m.journals.stamp(j.id)
+	j.learn(f)
 	j.tries = 0
 	j.settle()
 	return nil
@@ -226,11 +225,10 @@ func (m *Manager) cannotCancel(j *job, discarded uint64) error {
 
 // relearn takes note of what was done to the journal of a held job.
 func (m *Manager) relearn(j *job) {
-	k := m.journals.look(j.id)
+	f := m.look(j.id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	j.learn(m.journals, k)
-	j.stamp = m.journals.stamp(j.id)
+	j.learn(f)
 	j.settle()
 }
 
@@ -297,9 +295,10 @@ func (m *Manager) tuneIdle(j *job, t Tuning) error {
 	if err := m.journals.amend(j.id, t.change); err != nil {
 		return err
 	}
+	now := m.journals.stamp(j.id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	j.stamp = m.journals.stamp(j.id)
+	j.stamp = now
 	return nil
 }
 
