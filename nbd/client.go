@@ -1,10 +1,12 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +28,11 @@ type Options struct {
 	TotalTime time.Duration
 	// ReadOnly lets no change through.
 	ReadOnly bool
+	// Recognize, if set, is called for each connection but the first, before anything
+	// else uses it, and reads from the export to see whether it is still the same. With
+	// an error that is ErrChanged the Client does nothing any more, after any other one
+	// it connects anew. It must not use the Client.
+	Recognize func(export io.ReaderAt) error
 	// TLS is used for nbds; nil means what the URI says.
 	TLS *tls.Config
 }
@@ -63,7 +70,7 @@ var (
 //
 // When a connection is lost, all of them are given up and made anew, and it is checked
 // that the export has the same size and can do the same; a server that offers another
-// image of the same size under the same name is not found out. Reads are repeated then,
+// image of the same size under the same name is found out by Options.Recognize only. Reads are repeated then,
 // as often as TotalTime allows. So is a Discard as long as this Client has never
 // written: the old one could come late, after a write to the same range. Writes are not
 // repeated. A Flush never covers what a connection took with it: see ErrNotFlushed.
@@ -77,6 +84,7 @@ type Client struct {
 	// many of them a flush has covered. Those who read from a connection count.
 	acked, flushed atomic.Uint64
 	wrote          atomic.Bool // a write was sent, ever
+	sessions       atomic.Uint64
 	failures       atomic.Int32
 
 	life   context.Context //nolint:containedctx // ends with Close; no call has one of its own
@@ -183,7 +191,10 @@ func (c *Client) reconnect(ctx context.Context) error {
 		}
 		s, err := c.newSession(ctx)
 		if err == nil {
-			return c.adopt(s)
+			err = c.recognize(ctx, s)
+		}
+		if err == nil || errors.Is(err, ErrChanged) {
+			return cmp.Or(err, c.adopt(s))
 		}
 		c.failures.Add(1)
 		if ctx.Err() != nil || c.life.Err() != nil {
@@ -232,6 +243,7 @@ func (c *Client) adopt(s *session) error {
 		return err
 	}
 	c.holes.forget()
+	c.sessions.Add(1)
 	if !s.ended { // otherwise the next request makes another one
 		c.session = s
 	}

@@ -88,18 +88,10 @@ func (c *Client) NextData(off int64) (start, end int64, err error) {
 // askStatus asks the server about the export from off on.
 func (c *Client) askStatus(off int64) (window, error) {
 	start := off &^ (c.export.minBlockBytes - 1)
-	r := call{request: request{
-		command: cmdBlockStatus, offset: uint64(start), length: uint32(min(statusBytes, c.Bytes()-start)),
-	}}
-	if err := c.do(&r); err != nil {
-		return window{}, err
-	}
 	w := window{start: start, end: start}
-	for _, e := range r.extents {
-		// The last one may reach further than was asked for, though not beyond the end.
-		next := min(w.end+int64(e.bytes), c.Bytes())
+	err := c.eachExtent(start, func(next int64, flags uint32) {
 		// What is a hole and is not said to read as zeros has to be read.
-		if e.flags&stateZero == 0 && next > w.end {
+		if flags&stateZero == 0 && next > w.end {
 			if n := len(w.data); n > 0 && w.data[n-1].end == w.end {
 				w.data[n-1].end = next
 			} else {
@@ -107,6 +99,24 @@ func (c *Client) askStatus(off int64) (window, error) {
 			}
 		}
 		w.end = next
+	})
+	return w, err
+}
+
+// eachExtent asks for block status from start on, which lies on a block, and visits what
+// the server answers in order: each extent ends where it is told and begins where the one
+// before it ended. That may be less than was asked for.
+func (c *Client) eachExtent(start int64, visit func(end int64, flags uint32)) error {
+	r := call{request: request{
+		command: cmdBlockStatus, offset: uint64(start), length: uint32(min(statusBytes, c.Bytes()-start)),
+	}}
+	if err := c.do(&r); err != nil {
+		return err
 	}
-	return w, nil
+	for _, e := range r.extents {
+		// The last one may reach further than was asked for, though not beyond the end.
+		start = min(start+int64(e.bytes), c.Bytes())
+		visit(start, e.flags)
+	}
+	return nil
 }

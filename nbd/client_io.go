@@ -31,7 +31,7 @@ func (c *Client) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	for done := 0; done < len(want); {
-		n, err := c.readPiece(want[done:], off+int64(done))
+		n, err := c.readPiece(c.do, want[done:], off+int64(done))
 		if err != nil {
 			return done, err
 		}
@@ -44,17 +44,17 @@ func (c *Client) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readPiece reads as much of p as one request can, with the blocks around it if the
-// server knows only whole ones.
-func (c *Client) readPiece(p []byte, off int64) (int, error) {
+// server knows only whole ones. The request is carried out by send.
+func (c *Client) readPiece(send func(*call) error, p []byte, off int64) (int, error) {
 	block := c.export.minBlockBytes
 	if (off|int64(len(p)))%block == 0 {
 		n := min(int64(len(p)), c.export.maxPayloadBytes)
-		return int(n), c.do(&call{request: request{command: cmdRead, offset: uint64(off), length: uint32(n)}, data: p[:n]})
+		return int(n), send(&call{request: request{command: cmdRead, offset: uint64(off), length: uint32(n)}, data: p[:n]})
 	}
 	start := off &^ (block - 1)
 	end := min((off+int64(len(p))+block-1)&^(block-1), start+c.export.maxPayloadBytes)
 	around := make([]byte, min(end, c.Bytes())-start)
-	err := c.do(&call{request: request{command: cmdRead, offset: uint64(start), length: uint32(len(around))}, data: around})
+	err := send(&call{request: request{command: cmdRead, offset: uint64(start), length: uint32(len(around))}, data: around})
 	if err != nil {
 		return 0, err
 	}

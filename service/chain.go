@@ -46,7 +46,11 @@ func chainOf(e *end) (*chain, error) {
 	if place != nil {
 		return c, c.onPlace(place)
 	}
-	stack, err := thin.FindStack(e.base.Info().Dev)
+	info := e.base.Info()
+	if info.Kind != loopdev.Block {
+		return c, nil // it lies on no store that could be seen from here
+	}
+	stack, err := thin.FindStack(info.Dev)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"decant/clone"
 	"decant/journal"
 	"decant/loopdev"
+	"decant/nbd"
 	"decant/thin"
 )
 
@@ -38,17 +39,18 @@ var (
 	_ device = (*loopdev.Device)(nil)
 	_ device = thin.Volume(nil)
 	_ device = (*thin.Device)(nil)
+	_ device = (*nbdEnd)(nil)
 )
 
 // end is one end of a migration.
 type end struct {
 	device
-	name    string          // as the user wrote it
-	kind    string          // file, loop, block, volume
-	base    *loopdev.Device // the device under a volume, or the device itself
-	pool    thin.Pool       // of a volume
-	target  target          // what it was opened by
-	created bool            // by this process, or by an earlier one of the same migration
+	name    string    // as the user wrote it
+	kind    string    // file, loop, block, volume, nbd
+	base    ground    // what is under a volume, or the device itself
+	pool    thin.Pool // of a volume
+	target  target    // what it was opened by
+	created bool      // by this process, or by an earlier one of the same migration
 }
 
 func (e *end) Close() error {
@@ -70,7 +72,7 @@ func (e *end) identity() journal.Identity {
 		Kind: kind, Name: e.name, Path: info.Path, Key: info.Key,
 		Bytes: e.Bytes(), Offset: info.Offset,
 	}
-	if info.Kind != loopdev.Block {
+	if onFile(info) {
 		id.ModifiedNanoseconds = info.Modified.UnixNano()
 	}
 	return id
@@ -79,14 +81,18 @@ func (e *end) identity() journal.Identity {
 // target is what a user's name of an end means, before anything is opened.
 type target struct {
 	name, path   string
+	export       nbd.URI // path is its whole form
 	pool, volume string
 	group        bool   // pool is a volume group of LVM
 	thinPool     string // of the group, to make the volume in; empty: the only one
 }
 
-// sourceTarget reads the name of a source: a path if there is something at it,
-// else a volume of a pool, or of a volume group.
+// sourceTarget reads the name of a source: the URI of an export, a path if there is
+// something at it, else a volume of a pool, or of a volume group.
 func (s *Service) sourceTarget(name string) (target, error) {
+	if exportName.MatchString(name) {
+		return exportTarget(name)
+	}
 	t := target{name: name, path: name}
 	pool, volume, ok := splitVolume(name)
 	isPool := false
@@ -127,6 +133,12 @@ func (s *Service) destinationTarget(name, thinPool string) (target, error) {
 }
 
 func (s *Service) findDestination(name, thinPool string) (target, error) {
+	if exportName.MatchString(name) {
+		return target{}, &Error{
+			Outcome: Usage, Object: name, Problem: "an NBD export can be the source of a migration, not its destination",
+			Hint: "write ./" + name + " for a file",
+		}
+	}
 	for _, prefix := range []string{"/", "./", "../"} {
 		if strings.HasPrefix(name, prefix) {
 			return target{name: name, path: name}, checkPath(name)
@@ -209,6 +221,9 @@ func (s *Service) exists(t target) (bool, error) {
 
 // open opens an existing target for this process alone.
 func (s *Service) open(t target, write bool) (*end, error) {
+	if t.isExport() {
+		return s.openExport(t, write)
+	}
 	if t.pool != "" {
 		return s.openVolume(t, true)
 	}
@@ -320,8 +335,13 @@ func (e *end) sameUnderPath(path string) error {
 }
 
 // changedSince says whether somebody has written to the source of a migration since
-// it began; what decant itself does to it leaves no trace in its modification time.
-func (e *end) changedSince(source journal.Identity) (bool, error) {
+// it began; what decant itself does to it leaves no trace in its modification time. An
+// export is asked whether it holds what it held.
+func (e *end) changedSince(k known) (bool, error) {
+	if n, ok := e.device.(*nbdEnd); ok {
+		return n.changedSince(k)
+	}
+	source := k.superblock.Source
 	if source.ModifiedNanoseconds == 0 {
 		return false, nil
 	}

@@ -1,10 +1,12 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
 	"decant/journal"
+	"decant/nbd"
 	"decant/thin"
 )
 
@@ -41,6 +43,10 @@ func (s *Service) openPool(t target) (thin.Pool, error) {
 func identityTarget(id journal.Identity) target {
 	t := target{name: id.Name, path: id.Path}
 	switch id.Kind {
+	case nbdKind:
+		if u, err := nbd.ParseURI(id.Path); err == nil { // else opening the path says what is wrong
+			t.export = u
+		}
 	case "volume":
 		t.pool, t.volume, _ = splitVolume(id.Name)
 	case groupVolumeKind:
@@ -84,7 +90,8 @@ func checkDiscards(e *end) error {
 		return nil
 	}
 	if err := v.CheckDiscard(); err != nil {
-		return refuse(e.name, "its space cannot be freed while it is read", "leave off --discard-src, and remove it afterwards", err)
+		hint := cmp.Or(HintOf(err), "leave off --discard-src, and remove it afterwards")
+		return refuse(e.name, "its space cannot be freed while it is read", hint, err)
 	}
 	return nil
 }

@@ -66,6 +66,12 @@ func (s *Service) prepare(request Request) (*attempt, error) {
 	if err != nil {
 		return a, err
 	}
+	if from.isExport() && request.Options.RemoveSource {
+		return a, &Error{
+			Outcome: Usage, Object: from.name, Problem: "is an NBD export, and --remove-src is for files",
+			Hint: "leave off --remove-src, and remove the image where its server runs",
+		}
+	}
 	if a.target, err = s.destinationTarget(request.Destination, request.Options.ThinPool); err != nil {
 		return a, err
 	}
@@ -116,8 +122,9 @@ func (a *attempt) find(from target) (err error) {
 
 // openRefusal words why an end could not be opened.
 func openRefusal(name, which string, err error) error {
-	hint := ""
+	hint := HintOf(err)
 	switch {
+	case hint != "":
 	case errors.Is(err, loopdev.ErrInUse):
 		hint = "unmount it, or end what uses it; a running migration shows in: migrate list"
 	case errors.Is(err, os.ErrNotExist):
@@ -140,7 +147,7 @@ func (a *attempt) match() error {
 			continue // checkMarks judges a journal that cannot be read
 		}
 		if k.state.Phase == journal.Done {
-			refilled, err := a.source.changedSince(k.superblock.Source)
+			refilled, err := a.source.changedSince(k)
 			if err != nil {
 				return refuse(a.source.name, "it cannot be seen whether it changed", "", err)
 			}
@@ -258,7 +265,7 @@ func (a *attempt) checkMark(e *end, mark loopdev.Mark) error {
 	case k.state.Phase == journal.Done && (e == a.destination || mark.Role == receivingRole):
 		return nil // emptied, or whole: free to be used anew
 	case k.state.Phase == journal.Done && k.superblock.Source.Key == e.Info().Key:
-		refilled, err := e.changedSince(k.superblock.Source)
+		refilled, err := e.changedSince(k)
 		if err != nil {
 			return refuse(e.name, "it cannot be seen whether it changed", "", err)
 		}
@@ -283,13 +290,17 @@ func (a *attempt) checkOrphan(e *end, mark loopdev.Mark) error {
 		}
 	}
 	return refuse(e.name, fmt.Sprintf("is a half-moved %s of migration %s, whose journal is not in %s; nothing was changed", mark.Role, mark.ID, a.s.stateDir),
-		unmarkHint(e, "name the right --state-dir, or put the journal back: it alone knows which end holds which bytes"), nil)
+		a.s.unmarkHint(e, "name the right --state-dir, or put the journal back: it alone knows which end holds which bytes"), nil)
 }
 
-func unmarkHint(e *end, first string) string {
+func (s *Service) unmarkHint(e *end, first string) string {
 	path := e.Info().BackingPath
 	if path == "" {
 		path = e.Info().Path
 	}
-	return fmt.Sprintf("%s; only if it was filled anew since: setfattr -x user.decant.mark %s", first, path)
+	command := "setfattr -x user.decant.mark " + path
+	if !onFile(e.Info()) {
+		command = "rm " + marks{s, e}.path()
+	}
+	return fmt.Sprintf("%s; only if it was filled anew since: %s", first, command)
 }

@@ -233,6 +233,9 @@ func (m *migration) createJournal() error {
 	if err != nil {
 		return err
 	}
+	if err := m.sampleSource(geometry, region.NewSet()); err != nil {
+		return err
+	}
 	options, err := json.Marshal(m.record)
 	if err != nil {
 		return err
@@ -270,6 +273,9 @@ func (a *attempt) resume() (_ *migration, err error) {
 	m.record.RegionBytes = a.plan.RegionBytes
 	if a.known.state.Phase == journal.Done {
 		m.record.Options = a.known.record.Options // nothing is left that others could change
+	}
+	if err := m.sampleAgain(a.known); err != nil {
+		return m, refuse(m.source.name, "cannot be read", "", err)
 	}
 	if err := m.takeOffOldSourceMark(); err != nil {
 		return m, refuse(m.source.name, "an old mark cannot be taken off", "", err)

@@ -228,6 +228,7 @@ func (a *attempt) warn() error {
 	if a.source.Info().Encrypted && !a.encrypts() {
 		say("the source is encrypted (fscrypt), and the destination will not be")
 	}
+	a.warnExport(say)
 	if !a.request.Options.DiscardSource {
 		return nil
 	}

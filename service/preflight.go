@@ -21,6 +21,7 @@ type record struct {
 	// DestinationCreated: the migration made the destination, and may delete it
 	// when it is given up.
 	DestinationCreated bool `json:"destination_created"`
+<<<<<<< HEAD
 	// Used: guests were let in while it hydrated, so that the destination may hold what
 	// the source never held.
 	Used bool `json:"used,omitempty"`
@@ -31,6 +32,11 @@ type record struct {
 	Reverse        bool   `json:"reverse,omitempty"` // is to be brought back, which may not have begun
 	Priority       int    `json:"priority,omitempty"`
 	IdempotencyKey string `json:"idempotency_key,omitempty"`
+=======
+	// SourceSamples are what the source holds, if it is an export of an NBD server. With
+	// DiscardSource they say nothing of hydrated regions until the migration has ended.
+	SourceSamples []sourceSample `json:"source_samples,omitempty"`
+>>>>>>> 465511b (service: take exports of NBD servers as sources)
 }
 
 // recordIn reads the record of the newest command from a journal.
@@ -56,7 +62,7 @@ func (a *attempt) checkFresh() error {
 	if a.destination == nil {
 		return a.checkParent()
 	}
-	why, err := loopdev.Overlap(a.source.base, a.destination.base)
+	why, err := overlap(a.source.base, a.destination.base)
 	if err != nil {
 		return refuse(a.target.name, "it cannot be seen how the two ends relate", "", err)
 	}
@@ -92,10 +98,10 @@ func (a *attempt) checkOwned() error {
 	switch {
 	case !a.request.Options.DiscardSource:
 		return nil
-	case info.Kind != loopdev.Block && info.Links > 1:
+	case onFile(info) && info.Links > 1:
 		return refuse(e.name, fmt.Sprintf("has %d names (hard links); emptying it would empty it under all of them", info.Links),
 			"remove the other names (find -samefile), or leave off --discard-src", nil)
-	case info.Kind != loopdev.Block && os.Geteuid() != 0 && int(info.UID) != os.Geteuid():
+	case onFile(info) && os.Geteuid() != 0 && int(info.UID) != os.Geteuid():
 		return refuse(e.name, "belongs to another user", "run as its owner or as root, or leave off --discard-src", nil)
 	}
 	return nil
@@ -104,7 +110,7 @@ func (a *attempt) checkOwned() error {
 // checkPlace refuses an end that any user could take away from under its name, and
 // put something else there for the next run, or for whoever uses the result.
 func checkPlace(e *end) error {
-	if e.Info().Kind == loopdev.Block {
+	if !onFile(e.Info()) {
 		return nil
 	}
 	return checkDirectory(e.name, filepath.Dir(e.Info().BackingPath))
@@ -152,7 +158,7 @@ func checkUnused(e *end, alsoReaders bool) error {
 // a device whether it takes discards.
 func checkPunch(e *end) error {
 	const hint = "leave off --discard-src, and remove it afterwards"
-	if e.Info().Kind != loopdev.Block {
+	if onFile(e.Info()) {
 		if err := loopdev.ProbePunch(filepath.Dir(e.Info().BackingPath)); err != nil {
 			return refuse(e.name, "its space cannot be freed while it is read", hint, err)
 		}
@@ -160,6 +166,9 @@ func checkPunch(e *end) error {
 	}
 	if err := checkDiscards(e); err != nil {
 		return err
+	}
+	if e.base.Info().Kind != loopdev.Block {
+		return nil // it says so itself
 	}
 	d, err := loopdev.BlockDeviceAt(e.base.Info().Dev)
 	if err == nil && d.DiscardBytes == 0 {
@@ -231,6 +240,11 @@ func (a *attempt) checkResume() error {
 	if err := a.checkOwned(); err != nil {
 		return err
 	}
+	if a.request.Options.DiscardSource {
+		if err := checkDiscards(a.source); err != nil {
+			return err
+		}
+	}
 	return a.checkUnchanged()
 }
 
@@ -242,12 +256,15 @@ func (a *attempt) checkUnchanged() error {
 		return refuse(e.name, fmt.Sprintf("has %d bytes, and had %d when migration %s began", have, want, sb.ID),
 			"give it its old size and modification time back if you are sure that nothing else changed", nil)
 	}
-	changed, err := e.changedSince(sb.Source)
+	changed, err := e.changedSince(*a.known)
 	if err != nil {
 		return refuse(e.name, "it cannot be seen whether it changed", "", err)
 	}
 	if !changed {
 		return nil
+	}
+	if !onFile(e.Info()) {
+		return a.known.refuseOther(e)
 	}
 	kept := time.Unix(0, sb.Source.ModifiedNanoseconds)
 	return refuse(e.name, fmt.Sprintf("was modified since migration %s began (at %s); nothing was changed",

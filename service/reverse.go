@@ -34,12 +34,15 @@ func (s *Service) reverse(ctx context.Context, id string, sink Sink, c *control)
 	case journal.Reversed:
 		err = m.tidyReversed()
 	default:
-		err = m.reverse(ctx, sink)
+		err = m.reverse(ctx, state, sink)
 	}
 	return m.finishWith(err)
 }
 
-func (m *migration) reverse(ctx context.Context, sink Sink) error {
+func (m *migration) reverse(ctx context.Context, state journal.State, sink Sink) error {
+	if err := m.readyExport(state); err != nil {
+		return err
+	}
 	if err := m.checkReversible(ctx); err != nil {
 		return err
 	}

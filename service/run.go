@@ -15,6 +15,7 @@ import (
 	"decant/hydrate"
 	"decant/journal"
 	"decant/loopdev"
+	"decant/nbd"
 )
 
 // bufferBytes is the most that one read or write moves.
@@ -323,7 +324,7 @@ func (m *migration) noteBad(err error) error {
 // stillUnchanged refuses to call a migration done whose source was written to.
 func (m *migration) stillUnchanged() error {
 	e := m.source
-	changed, err := e.changedSince(m.journal.Superblock().Source)
+	changed, err := m.sourceChanged()
 	if err == nil && !changed {
 		return nil
 	}
@@ -338,6 +339,9 @@ func (m *migration) stillUnchanged() error {
 // be the last one.
 func (m *migration) endForward(r *reporter, state journal.State) error {
 	if state.Phase != journal.Done {
+		if err := m.sampleEmptied(); err != nil {
+			return m.failure(err)
+		}
 		if err := m.journal.SetPhase(journal.Done); err != nil {
 			return m.failure(err)
 		}
@@ -403,6 +407,12 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 	case errors.Is(err, loopdev.ErrSourceChanged), errors.Is(err, loopdev.ErrSourceShrunk):
 		e.Problem = "the source changed"
 		e.Hint = "find out who writes to it; the same command tells how to go on"
+	case errors.Is(err, nbd.ErrUnreachable):
+		e.Problem = "the NBD server does not answer"
+		e.Hint = "start it again with the same image, then " + e.Hint
+	case errors.Is(err, nbd.ErrChanged):
+		e.Problem = "the NBD server offers another image"
+		e.Hint = "start it again with the old image, then " + e.Hint
 	case errors.Is(err, loopdev.ErrInUse):
 		e.Problem = "the source is in use"
 		e.Hint = "end that use, then " + e.Hint

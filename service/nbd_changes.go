@@ -1,0 +1,121 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"decant/loopdev"
+	"decant/nbd"
+)
+
+// discards are ranges of bytes that were discarded, merged where they touch.
+type discards struct {
+	spans   []byteSpan
+	session uint64 // the number of the connection when the first of them began
+}
+
+// byteSpan is a range of bytes of an export.
+type byteSpan struct{ start, end int64 }
+
+func (d *discards) add(off, bytes int64, session uint64) {
+	if len(d.spans) == 0 {
+		d.session = session
+	}
+	if last := len(d.spans) - 1; last >= 0 && d.spans[last].end == off {
+		d.spans[last].end = off + bytes
+		return
+	}
+	d.spans = append(d.spans, byteSpan{off, off + bytes})
+}
+
+// Discard implements clone.Source.
+func (n *nbdEnd) Discard(off, bytes int64) error {
+	n.mu.Lock()
+	n.samples = dropTouched(n.samples, off, bytes) // what was there is no sign of the export any more
+	n.discards.add(off, bytes, n.Sessions())
+	n.mu.Unlock()
+	err := n.Client.Discard(off, bytes)
+	for _, cannot := range []unix.Errno{unix.EOPNOTSUPP, unix.EROFS, unix.EPERM} {
+		if errors.Is(err, cannot) {
+			return fmt.Errorf("%w: %w", loopdev.ErrCannotPunch, err)
+		}
+	}
+	return err
+}
+
+// WriteAt implements clone.Destination, for a migration that is brought back.
+func (n *nbdEnd) WriteAt(p []byte, off int64) (int, error) {
+	n.noteWrite()
+	return n.Client.WriteAt(p, off)
+}
+
+// Zero implements clone.Destination.
+func (n *nbdEnd) Zero(off, bytes int64) error {
+	n.noteWrite()
+	return n.Client.Zero(off, bytes)
+}
+
+func (n *nbdEnd) noteWrite() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.wrote = true
+}
+
+// Flush implements clone.Destination. It covers discards as well, again those that a
+// server may have lost when it was restarted.
+func (n *nbdEnd) Flush() error {
+	n.flushing.Lock()
+	defer n.flushing.Unlock()
+	n.allocated.expire()
+	n.mu.Lock()
+	covered, wrote := n.discards, n.wrote
+	n.discards = discards{}
+	n.mu.Unlock()
+	err := n.flushCovering(&covered, wrote)
+	if err != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		covered.spans = append(covered.spans, n.discards.spans...)
+		n.discards = covered
+	}
+	return err
+}
+
+// flushAttempts bounds how often a flush begins anew because the server went away.
+const flushAttempts = 5
+
+// flushCovering flushes until no connection is lost between the discards and the end of
+// the flush. A server that knows no flush promises nothing for discards, and nothing has
+// to be promised.
+func (n *nbdEnd) flushCovering(d *discards, wrote bool) error {
+	for range flushAttempts {
+		session := n.Sessions()
+		if len(d.spans) > 0 && d.session != session {
+			if err := n.repeat(d.spans); err != nil {
+				return err
+			}
+		}
+		d.session = session
+		if n.CanFlush() || wrote {
+			if err := n.Client.Flush(); err != nil {
+				return err
+			}
+		}
+		if len(d.spans) == 0 || n.Sessions() == session {
+			return nil
+		}
+	}
+	return fmt.Errorf("flush %v: %w, again and again", n.URI(), nbd.ErrInterrupted)
+}
+
+// repeat discards once more. All of it is committed, and nobody reads or writes there.
+func (n *nbdEnd) repeat(spans []byteSpan) error {
+	for _, span := range spans {
+		if err := n.Client.Discard(span.start, span.end-span.start); err != nil {
+			return fmt.Errorf("repeat a discard that the server may have lost: %w", err)
+		}
+	}
+	return nil
+}

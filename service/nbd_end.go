@@ -1,0 +1,171 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"decant/loopdev"
+	"decant/nbd"
+)
+
+// nbdKind is the kind of an end that is an export of an NBD server.
+const nbdKind = "nbd"
+
+// nbdEnd is an export of an NBD server as an end of a migration, and what it stands on.
+// Its bytes are elsewhere: what a server does not say of them cannot be known.
+//
+// A discard is TRIM, rounded inward to whole blocks of the server. A server that is
+// restarted may have lost those that no flush has covered; Flush repeats them.
+type nbdEnd struct {
+	*nbd.Client
+	info loopdev.Info
+	lock *exportLock
+
+	mu       sync.Mutex
+	samples  []sourceSample // what the export has to hold, whenever it is connected to anew
+	discards discards       // that no flush has covered
+	wrote    bool           // a write or zeroes was sent
+
+	flushing  sync.Mutex
+	measuring sync.Mutex
+	allocated allocation
+}
+
+// allocation is what was counted last.
+type allocation struct {
+	sync.Mutex
+	bytes int64
+	until time.Time // when it has to be counted again
+}
+
+// Info implements device. An export has no file on this host, also where its server
+// runs here.
+func (n *nbdEnd) Info() loopdev.Info { return n.info }
+
+// Close leaves the server. What no flush has covered may come true later or never.
+func (n *nbdEnd) Close() error { return errors.Join(n.Client.Close(), n.lock.release()) }
+
+// CheckDiscard says why the export cannot be emptied, and what would help.
+func (n *nbdEnd) CheckDiscard() error {
+	switch {
+	case n.ReadOnly():
+		return &Error{
+			Outcome: Refused, Problem: "the export is read-only",
+			Hint: "start the server so that it may be written to (qemu-nbd and nbdkit: without --read-only), or leave off --discard-src",
+		}
+	case !n.CanDiscard():
+		return &Error{
+			Outcome: Refused, Problem: "the server takes no discards (TRIM)",
+			Hint: "start the server so that it does (qemu-nbd: with --discard=unmap), or leave off --discard-src",
+		}
+	}
+	return nil
+}
+
+// SyncFS makes the server give back what was discarded.
+func (n *nbdEnd) SyncFS() error {
+	n.mu.Lock()
+	none := len(n.discards.spans) == 0
+	n.mu.Unlock()
+	if none {
+		return nil
+	}
+	return n.Flush()
+}
+
+// AllocatedBytes is what the server has space for. It is asked at most once a second,
+// and less often where the answer takes long, unless there was a flush.
+func (n *nbdEnd) AllocatedBytes() (int64, error) {
+	if !n.KnowsHoles() {
+		return 0, fmt.Errorf("%v: %w", n.URI(), loopdev.ErrNotCountable)
+	}
+	if bytes, fresh := n.allocated.get(); fresh {
+		return bytes, nil
+	}
+	n.measuring.Lock()
+	defer n.measuring.Unlock()
+	if bytes, fresh := n.allocated.get(); fresh {
+		return bytes, nil // somebody else was first
+	}
+	const leastPause, share = time.Second, 20
+	begun := time.Now()
+	bytes, err := n.Client.AllocatedBytes()
+	if err != nil {
+		return 0, err
+	}
+	n.allocated.keep(bytes, time.Now().Add(max(leastPause, share*time.Since(begun))))
+	return bytes, nil
+}
+
+func (a *allocation) get() (bytes int64, fresh bool) {
+	a.Lock()
+	defer a.Unlock()
+	return a.bytes, time.Now().Before(a.until)
+}
+
+func (a *allocation) keep(bytes int64, until time.Time) {
+	a.Lock()
+	defer a.Unlock()
+	a.bytes, a.until = bytes, until
+}
+
+func (a *allocation) expire() {
+	a.Lock()
+	defer a.Unlock()
+	a.until = time.Time{}
+}
+
+// SharedBytes implements device: a server does not tell.
+func (n *nbdEnd) SharedBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
+
+// CompressedBytes implements device.
+func (n *nbdEnd) CompressedBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
+
+// FreeBytes implements device.
+func (n *nbdEnd) FreeBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
+
+// HoldsData implements device.
+func (n *nbdEnd) HoldsData() (bool, error) {
+	start, _, err := n.NextData(0)
+	return start < n.Bytes(), err
+}
+
+// ReadsZero implements device.
+func (n *nbdEnd) ReadsZero(off, bytes int64) (bool, error) {
+	start, _, err := n.NextData(off)
+	return start >= off+bytes, err
+}
+
+// WriteMark implements device: the mark of an export is a record beside the journal.
+func (n *nbdEnd) WriteMark(loopdev.Mark) error { return loopdev.ErrNoMark }
+
+// ReadMark implements device.
+func (n *nbdEnd) ReadMark() (loopdev.Mark, bool, error) { return loopdev.Mark{}, false, nil }
+
+// RemoveMark implements device.
+func (n *nbdEnd) RemoveMark() error { return nil }
+
+// Place implements ground: it lies on no file system that could be seen from here.
+func (n *nbdEnd) Place() (*loopdev.Place, error) { return nil, nil } //nolint:nilnil // as documented
+
+// Fragments implements ground.
+func (n *nbdEnd) Fragments() (int64, error) { return 0, loopdev.ErrNotCountable }
+
+// Trim implements ground.
+func (n *nbdEnd) Trim(int64) (int64, error) { return 0, unix.EOPNOTSUPP }
+
+// Resize implements ground.
+func (n *nbdEnd) Resize(int64) error { return unix.EOPNOTSUPP }
+
+// UnchangedSince implements ground: there is no time of modification that could tell.
+func (n *nbdEnd) UnchangedSince(time.Time) (bool, error) { return true, nil }
+
+// KeepModified implements ground.
+func (n *nbdEnd) KeepModified(time.Time) {}
+
+// SetModified implements ground.
+func (n *nbdEnd) SetModified(time.Time) error { return nil }

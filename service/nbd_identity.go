@@ -1,0 +1,135 @@
+package service
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"decant/journal"
+	"decant/region"
+)
+
+// sampleSource keeps in the record what the source holds, outside the regions of without,
+// if it is an export. The record has yet to be saved.
+func (m *migration) sampleSource(g region.Geometry, without *region.Set) (err error) {
+	n, ok := m.source.device.(*nbdEnd)
+	if !ok {
+		return nil
+	}
+	if m.record.SourceSamples, err = n.takeSamples(g, without); err != nil {
+		return err
+	}
+	n.expect(m.record.SourceSamples)
+	return nil
+}
+
+// sampleEmptied keeps what an emptied export holds, so that another image under its name
+// can be told from it. Without samples it counts as the same.
+func (m *migration) sampleEmptied() error {
+	if _, ok := m.source.device.(*nbdEnd); !ok || !m.record.DiscardSource {
+		return nil
+	}
+	if m.sampleSource(m.journal.Superblock().Geometry, region.NewSet()) != nil {
+		m.record.SourceSamples = nil // the migration has ended all the same
+	}
+	return m.saveRecord()
+}
+
+// sampleAgain replaces the samples of a migration that is resumed, which have just been
+// compared, by others where there is still something to be copied.
+func (m *migration) sampleAgain(k *known) error {
+	if k.state.Phase == journal.Done {
+		m.record.SourceSamples = k.record.SourceSamples
+		return nil
+	}
+	mark, marked, err := m.sourceMarks().read()
+	if err != nil {
+		return err
+	}
+	without := region.NewSet()
+	if m.record.DiscardSource || marked && mark.ID == m.id {
+		without = k.state.Hydrated
+	}
+	return m.sampleSource(k.superblock.Geometry, without)
+}
+
+// sourceChanged says whether somebody has written to the source while it was copied.
+func (m *migration) sourceChanged() (bool, error) {
+	state, err := m.journal.Load()
+	if err != nil {
+		return false, err
+	}
+	return m.source.changedSince(known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record})
+}
+
+// refuseOther refuses an export that is not what the migration knows.
+func (k known) refuseOther(e *end) error {
+	return refuse(e.name, fmt.Sprintf("does not hold what it held when migration %s read it last: it is another image, or was written to; nothing was changed", k.id),
+		fmt.Sprintf("serve the old image under this name again; or give the migration up with: migrate cancel %s, or migrate reverse %s", k.id, k.id), nil)
+}
+
+// readyExport refuses to write to an export that is another one by now, or that cannot be
+// written to as the protocol of a migration needs it, and keeps in the journal only what
+// stays as it is when the export is filled again.
+func (m *migration) readyExport(state journal.State) error {
+	n, ok := m.source.device.(*nbdEnd)
+	if !ok {
+		return nil
+	}
+	g := m.journal.Superblock().Geometry
+	k := known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record}
+	changed, err := n.changedSince(k)
+	if err != nil {
+		return refuse(m.source.name, "it cannot be seen whether it changed", "", err)
+	}
+	if changed {
+		return k.refuseOther(m.source)
+	}
+	if err := n.checkWritable(g.RegionBytes()); err != nil {
+		return refuse(m.source.name, "cannot be filled again; nothing was changed", HintOf(err), err)
+	}
+	if state.Direction == journal.Forward {
+		m.record.SourceSamples = dropIn(m.record.SourceSamples, g, state.Hydrated)
+		if err := m.saveRecord(); err != nil {
+			return refuse(m.id, "its journal cannot be written", "", err)
+		}
+	}
+	n.expect(m.record.SourceSamples)
+	return nil
+}
+
+// writtenBytes is what all writes of a migration are multiples of, but for the end of the
+// device.
+const writtenBytes = 4 << 10
+
+// checkWritable says why the export cannot be the receiving end, with regions of a size.
+func (n *nbdEnd) checkWritable(regionBytes int64) error {
+	least := n.MinBlockBytes()
+	switch {
+	case n.ReadOnly():
+		return &Error{Outcome: Refused, Problem: "the export is read-only", Hint: "start the server so that it may be written to (qemu-nbd and nbdkit: without --read-only)", Err: unix.EROFS}
+	case !n.CanFlush():
+		return &Error{
+			Outcome: Refused, Problem: "the server knows no flush, so that nothing could be made durable there",
+			Hint: "serve the image with a server that knows it, such as qemu-nbd or nbdkit's file plugin",
+		}
+	case least > min(writtenBytes, regionBytes) || n.Bytes()%least != 0:
+		return &Error{
+			Outcome: Refused, Problem: fmt.Sprintf("the server writes whole blocks of %d bytes only", least),
+			Hint: "serve the image with smaller blocks",
+		}
+	}
+	return nil
+}
+
+// warnExport says what cannot be known of a source behind a server.
+func (a *attempt) warnExport(say func(format string, args ...any)) {
+	n, ok := a.source.device.(*nbdEnd)
+	if !ok {
+		return
+	}
+	say("whether somebody else writes to the export cannot be seen; make sure that nobody does")
+	if !n.KnowsHoles() {
+		say("the server does not tell where the image has holes (block status): all of it is read")
+	}
+}
