@@ -36,13 +36,31 @@ func (n *nbdEnd) Discard(off, bytes int64) error {
 	n.samples = dropTouched(n.samples, off, bytes) // what was there is no sign of the export any more
 	n.discards.add(off, bytes, n.Sessions())
 	n.mu.Unlock()
+	data := n.dataIn(off, bytes)
 	err := n.Client.Discard(off, bytes)
+	if err == nil {
+		n.allocated.release(data)
+	}
 	for _, cannot := range []unix.Errno{unix.EOPNOTSUPP, unix.EROFS, unix.EPERM} {
 		if errors.Is(err, cannot) {
 			return fmt.Errorf("%w: %w", loopdev.ErrCannotPunch, err)
 		}
 	}
 	return err
+}
+
+// dataIn is how many bytes of a range are data, as far as the server said when the range
+// was copied. Where it cannot be asked they count as none.
+func (n *nbdEnd) dataIn(off, bytes int64) (total int64) {
+	for end := off + bytes; n.KnowsHoles() && off < end; {
+		start, next, err := n.NextData(off)
+		if err != nil {
+			break
+		}
+		total += max(0, min(next, end)-min(start, end))
+		off = next
+	}
+	return total
 }
 
 // WriteAt implements clone.Destination, for a migration that is brought back.

@@ -77,8 +77,9 @@ func (n *nbdEnd) SyncFS() error {
 	return n.Flush()
 }
 
-// AllocatedBytes is what the server has space for. It is asked at most once a second,
-// and less often where the answer takes long, unless there was a flush.
+// AllocatedBytes is what the server has space for. So that asking for it after each copy
+// takes no more than a twentieth of the time, the last answer, less what was discarded
+// since, is good for twenty times as long as it took to get, unless there was a flush.
 func (n *nbdEnd) AllocatedBytes() (int64, error) {
 	if !n.KnowsHoles() {
 		return 0, fmt.Errorf("%v: %w", n.URI(), loopdev.ErrNotCountable)
@@ -91,13 +92,13 @@ func (n *nbdEnd) AllocatedBytes() (int64, error) {
 	if bytes, fresh := n.allocated.get(); fresh {
 		return bytes, nil // somebody else was first
 	}
-	const leastPause, share = time.Second, 20
+	const share = 20
 	begun := time.Now()
 	bytes, err := n.Client.AllocatedBytes()
 	if err != nil {
 		return 0, err
 	}
-	n.allocated.keep(bytes, time.Now().Add(max(leastPause, share*time.Since(begun))))
+	n.allocated.keep(bytes, time.Now().Add(share*time.Since(begun)))
 	return bytes, nil
 }
 
@@ -111,6 +112,13 @@ func (a *allocation) keep(bytes int64, until time.Time) {
 	a.Lock()
 	defer a.Unlock()
 	a.bytes, a.until = bytes, until
+}
+
+// release notes that space was given back since it was counted.
+func (a *allocation) release(bytes int64) {
+	a.Lock()
+	defer a.Unlock()
+	a.bytes = max(0, a.bytes-bytes)
 }
 
 func (a *allocation) expire() {

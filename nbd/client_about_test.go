@@ -1,0 +1,101 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAllocatedBytes(t *testing.T) {
+	const unit, count = kib, 32
+	d := &mapped{memory: newMemory(unit * count), unit: unit, units: make([]Extent, count)}
+	for i := range d.units {
+		d.units[i] = Extent{Hole: i%4 == 0, Zero: i%2 == 0}
+	}
+	for _, least := range []int64{1, 4 * kib} {
+		c := dial(t, serve(t, Config{Exports: []Export{{Device: d, MinBlockBytes: least}}}).uri(""), Options{})
+		if n, err := c.AllocatedBytes(); n != unit*count*3/4 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if c.MinBlockBytes() != least || !c.CanFlush() || c.Sessions() != 1 {
+			t.Errorf("%d, %v, %d", c.MinBlockBytes(), c.CanFlush(), c.Sessions())
+		}
+	}
+	p := newPuppet(t)
+	p.knows = func(o option) bool { return o != optSetMetaContext }
+	p.flags = flagHasFlags
+	c := dial(t, p.start(), Options{})
+	if _, err := c.AllocatedBytes(); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Error(err)
+	}
+	if c.CanFlush() {
+		t.Error("it can flush")
+	}
+}
+
+func TestServerIsThePeer(t *testing.T) {
+	c := dial(t, serveDevice(t, newMemory(mib)).uri(""), Options{})
+	if p, err := c.Server(); err != nil || !p.Local || int(p.PID) != os.Getpid() || int(p.UID) != os.Geteuid() {
+		t.Errorf("%+v, %v", p, err)
+	}
+	c.Close()
+	if _, err := c.Server(); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+// Whoever uses a client judges each connection but the first, before anything else is
+// asked of it.
+func TestConnectionsAreRecognized(t *testing.T) {
+	for name, judgement := range map[string]error{
+		"the same":    nil,
+		"another":     fmt.Errorf("%w: by its looks", ErrChanged),
+		"cannot tell": errors.New("not now"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPuppet(t)
+			p.once(cmdRead, hangUp)
+			var mu sync.Mutex
+			asked := 0
+			c := dial(t, p.start(), Options{Recognize: func(export io.ReaderAt) error {
+				mu.Lock()
+				defer mu.Unlock()
+				asked++
+				if _, err := export.ReadAt(make([]byte, 100*kib+7), 5); err != nil {
+					return err
+				}
+				if _, err := export.ReadAt(make([]byte, 2), puppetBytes-1); !errors.Is(err, unix.EINVAL) {
+					t.Error(err)
+				}
+				if asked > 1 {
+					return nil // once is what a server in trouble takes
+				}
+				return judgement
+			}})
+			b := bytes.Repeat([]byte{0xff}, 512)
+			_, err := c.ReadAt(b, 0)
+			if name != "another" {
+				if err != nil || !bytes.Equal(b, make([]byte, 512)) {
+					t.Error(err)
+				}
+				if want := map[string]int{"the same": 1, "cannot tell": 2}[name]; asked != want {
+					t.Errorf("it was asked %d times", asked)
+				}
+				return
+			}
+			for range 2 {
+				if !errors.Is(err, ErrChanged) || asked != 1 {
+					t.Errorf("%v after it was asked %d times", err, asked)
+				}
+				_, err = c.ReadAt(b, 0)
+			}
+			requireError(t, "discard", c.Discard(0, 512), ErrChanged)
+		})
+	}
+}
