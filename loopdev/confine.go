@@ -3,6 +3,7 @@ package loopdev
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,6 +50,16 @@ func (c *Confine) root(path string) (string, bool) {
 		return "", false
 	}
 	return c.Roots[i], true
+}
+
+// Locate opens what a path leads to as a place only (O_PATH): nothing can be read or
+// written through it. An error is ErrOutside, or why there is no way to it.
+func (c *Confine) Locate(path string) (*os.File, error) {
+	h, err := c.resolve(path)
+	if err != nil {
+		return nil, failure("look at", path, 0, 0, err)
+	}
+	return h.file, nil
 }
 
 // resolve is resolve within the limits.

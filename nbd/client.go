@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,8 @@ type Options struct {
 	Recognize func(export io.ReaderAt) error
 	// TLS is used for nbds; nil means what the URI says.
 	TLS *tls.Config
+	// Dial, if set, makes each connection, in place of what the URI says.
+	Dial func(context.Context) (net.Conn, error)
 }
 
 func (o Options) withDefaults() Options {

@@ -79,11 +79,7 @@ func (e *optionError) Error() string {
 
 // connect makes one connection and brings it to the first request.
 func (c *Client) connect(ctx context.Context) (_ *wire, info exportInfo, err error) {
-	address := c.uri.Address
-	if c.uri.Network == "unix" && !filepath.IsAbs(address) {
-		address = "./" + address // a name with @ in front would be no file
-	}
-	stream, err := (&net.Dialer{}).DialContext(ctx, c.uri.Network, address)
+	stream, err := c.dial(ctx)
 	if err != nil {
 		return nil, info, err
 	}
@@ -108,6 +104,17 @@ func (c *Client) connect(ctx context.Context) (_ *wire, info exportInfo, err err
 		return nil, info, context.Cause(ctx)
 	}
 	return w, info, w.stream.SetDeadline(time.Time{})
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	if c.options.Dial != nil {
+		return c.options.Dial(ctx)
+	}
+	address := c.uri.Address
+	if c.uri.Network == "unix" && !filepath.IsAbs(address) {
+		address = "./" + address // a name with @ in front would be no file
+	}
+	return (&net.Dialer{}).DialContext(ctx, c.uri.Network, address)
 }
 
 // negotiate is the client's side of the handshake.

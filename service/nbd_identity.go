@@ -32,7 +32,7 @@ func (m *migration) sampleEmptied() error {
 	if m.sampleSource(m.journal.Superblock().Geometry, region.NewSet()) != nil {
 		m.record.SourceSamples = nil // the migration has ended all the same
 	}
-	return m.saveRecord()
+	return m.saveRecord(m.record)
 }
 
 // sampleAgain replaces the samples of a migration that is resumed, which have just been
@@ -90,7 +90,7 @@ func (m *migration) readyExport(state journal.State) error {
 	}
 	if state.Direction == journal.Forward {
 		m.record.SourceSamples = dropIn(m.record.SourceSamples, g, state.Hydrated)
-		if err := m.saveRecord(); err != nil {
+		if err := m.saveRecord(m.record); err != nil {
 			return refuse(m.id, "its journal cannot be written", "", err)
 		}
 	}

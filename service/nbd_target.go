@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -53,14 +54,43 @@ func wholeURI(u nbd.URI) (_ nbd.URI, err error) {
 	return u, nil
 }
 
+// confineExport keeps the URI of a request to what requests may use, and says how to
+// connect to it: to what lies at the socket's path itself, whatever links there may be.
+func (s *Service) confineExport(u nbd.URI) (func(context.Context) (net.Conn, error), error) {
+	switch {
+	case s.confined == nil:
+		return nil, nil //nolint:nilnil // as the URI says
+	case u.TLSCertificates != "":
+		return nil, &Error{Outcome: Refused, Problem: "requests cannot name certificates", Hint: "migrate without the service"}
+	case u.Network != "unix":
+		return nil, nil //nolint:nilnil // as the URI says
+	case !s.confined.Allows(u.Address):
+		return nil, &Error{
+			Outcome: Refused, Problem: "its socket lies outside of the directories that requests may use: " + strings.Join(s.confined.Roots, ", "),
+			Hint: "add its directory to roots in the configuration of the service", Err: loopdev.ErrOutside,
+		}
+	}
+	return func(ctx context.Context) (net.Conn, error) {
+		socket, err := s.confined.Locate(u.Address)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = socket.Close() }() // nothing can be written through it
+		return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", socket.Fd()))
+	}, nil
+}
+
 // openExport connects to an export for this process alone.
 func (s *Service) openExport(t target, write bool) (_ *end, err error) {
+	options := s.nbdOptions
+	if options.Dial, err = s.confineExport(t.export); err != nil {
+		return nil, err
+	}
 	lock, err := lockExport(t.export)
 	if err != nil {
 		return nil, err
 	}
 	n := &nbdEnd{lock: lock}
-	options := s.nbdOptions
 	options.ReadOnly = !write
 	options.Recognize = func(export io.ReaderAt) error { return n.recognize(export) }
 	if n.Client, err = nbd.Dial(context.Background(), t.path, options); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -326,4 +327,22 @@ func TestReverseIntoAnExportThatIsRestarted(t *testing.T) {
 	if string(disk.content()) != string(content) {
 		t.Error("the export does not hold what it held")
 	}
+}
+
+// A service that works for others connects to sockets below its roots only.
+func TestExportOfAConfinedService(t *testing.T) {
+	t.Parallel()
+	s, disk, content := remoteSite(t, mib)
+	s.must(os.Mkdir(s.path("in"), 0o700))
+	s.must(s.confine([]string{s.path("in")}))
+	s.serve(nbd.Export{Device: disk})
+	s.wantMoveRefused("outside", s.uri(), s.path("in/moved"), copying())
+	s.must(os.Symlink(s.path("socket"), s.path("in/socket")))
+	inside := "nbd+unix:///disk?socket=" + s.path("in/socket")
+	s.wantMoveRefused("outside", inside, s.path("in/moved"), copying())
+	s.wantMoveRefused("certificates", "nbds://localhost/x?tls-certificates=/etc", s.path("in/moved"), copying())
+	s.must(os.Remove(s.path("in/socket")))
+	s.must(os.Rename(s.path("socket"), s.path("in/socket")))
+	s.migrate(inside, s.path("in/moved"), copying())
+	s.wantContent("in/moved", content)
 }

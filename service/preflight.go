@@ -21,7 +21,9 @@ type record struct {
 	// DestinationCreated: the migration made the destination, and may delete it
 	// when it is given up.
 	DestinationCreated bool `json:"destination_created"`
-<<<<<<< HEAD
+	// SourceSamples are what the source holds, if it is an export of an NBD server. With
+	// DiscardSource they say nothing of hydrated regions until the migration has ended.
+	SourceSamples []sourceSample `json:"source_samples,omitempty"`
 	// Used: guests were let in while it hydrated, so that the destination may hold what
 	// the source never held.
 	Used bool `json:"used,omitempty"`
@@ -32,11 +34,6 @@ type record struct {
 	Reverse        bool   `json:"reverse,omitempty"` // is to be brought back, which may not have begun
 	Priority       int    `json:"priority,omitempty"`
 	IdempotencyKey string `json:"idempotency_key,omitempty"`
-=======
-	// SourceSamples are what the source holds, if it is an export of an NBD server. With
-	// DiscardSource they say nothing of hydrated regions until the migration has ended.
-	SourceSamples []sourceSample `json:"source_samples,omitempty"`
->>>>>>> 465511b (service: take exports of NBD servers as sources)
 }
 
 // recordIn reads the record of the newest command from a journal.

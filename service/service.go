@@ -7,11 +7,8 @@ import (
 	"strings"
 
 	"decant/journal"
-<<<<<<< HEAD
 	"decant/loopdev"
-=======
 	"decant/nbd"
->>>>>>> 465511b (service: take exports of NBD servers as sources)
 	"decant/thin"
 )
 
@@ -19,16 +16,11 @@ import (
 // methods may be called concurrently, also by several processes on the same
 // directory: the ends and the journals are locked.
 type Service struct {
-<<<<<<< HEAD
-	stateDir string
-	pools    thin.Registry
-	holder   string           // what the locks of its migrations say of this process; empty: a command
-	confined *loopdev.Confine // what paths lead to; nil: what the user of a command could reach
-=======
 	stateDir   string
 	pools      thin.Registry
-	nbdOptions nbd.Options // of clients of NBD servers
->>>>>>> 465511b (service: take exports of NBD servers as sources)
+	holder     string           // what the locks of its migrations say of this process; empty: a command
+	confined   *loopdev.Confine // what paths lead to; nil: what the user of a command could reach
+	nbdOptions nbd.Options      // of clients of NBD servers
 }
 
 // New is the service on stateDir; the empty string means /var/lib/decant for root,

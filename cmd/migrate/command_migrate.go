@@ -13,7 +13,8 @@ const rootLong = `migrate copies SOURCE into DESTINATION, region by region. With
 frees each region of the source once its copy is durable, so that an image can be
 moved into a thin volume with little more space than it takes.
 
-SOURCE is a regular file, a loop device, a block device, or a volume NAME/VOLUME.
+SOURCE is a regular file, a loop device, a block device, a volume NAME/VOLUME, or an
+export of an NBD server, nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH.
 DESTINATION is NAME/VOLUME, where NAME is a pool of thinctl, or else a volume group
 of LVM; a block device by its absolute path; or a regular file by a path that begins
 with /, ./ or ../. A missing volume is made with the size of the source, in a volume
