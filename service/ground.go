@@ -21,6 +21,10 @@ type ground interface {
 	// Trim makes that file system give back what it has freed.
 	Trim(minBytes int64) (int64, error)
 	Resize(bytes int64) error
+	// Stacked is which live devices of this program lie on it, and Share lets one be put
+	// there.
+	Stacked() ([]string, error)
+	Share() error
 
 	// The time of modification, which what decant does to a source leaves as it is.
 	UnchangedSince(t time.Time) (bool, error)

@@ -166,6 +166,12 @@ func (n *nbdEnd) Fragments() (int64, error) { return 0, loopdev.ErrNotCountable 
 // Trim implements ground.
 func (n *nbdEnd) Trim(int64) (int64, error) { return 0, unix.EOPNOTSUPP }
 
+// Stacked implements ground.
+func (n *nbdEnd) Stacked() ([]string, error) { return nil, nil }
+
+// Share implements ground: no device of this host can lie on it.
+func (n *nbdEnd) Share() error { return unix.EOPNOTSUPP }
+
 // Resize implements ground.
 func (n *nbdEnd) Resize(int64) error { return unix.EOPNOTSUPP }
 
