@@ -92,6 +92,8 @@ type Client struct {
 
 	life   context.Context //nolint:containedctx // ends with Close; no call has one of its own
 	end    context.CancelFunc
+	hurry  context.Context //nolint:containedctx // ends with Hurry
+	hasten context.CancelFunc
 	dialer chan struct{} // holds one token; who has it may make a session
 
 	mu      sync.Mutex
@@ -114,6 +116,7 @@ func Dial(ctx context.Context, uri string, options Options) (*Client, error) {
 	}
 	c := &Client{uri: u, options: options, dialer: make(chan struct{}, 1)}
 	c.life, c.end = context.WithCancel(context.Background())
+	c.hurry, c.hasten = context.WithCancel(c.life)
 	s, err := c.newSession(ctx)
 	if err != nil {
 		c.end()
@@ -136,6 +139,13 @@ func (c *Client) Close() error {
 	}
 	return nil
 }
+
+// hurryTime is how long a call may take once there is hurry.
+const hurryTime = 3 * time.Second
+
+// Hurry ends the patience with the server, for example because the user wants to stop:
+// calls that are under way, and all later ones, end within a few seconds.
+func (c *Client) Hurry() { c.hasten() }
 
 // URI says where the export is.
 func (c *Client) URI() URI { return c.uri }
@@ -282,6 +292,8 @@ func (c *Client) flushFailed(err error) {
 func (c *Client) do(r *call) error {
 	ctx, cancel := context.WithTimeout(c.life, c.options.TotalTime)
 	defer cancel()
+	stop := context.AfterFunc(c.hurry, func() { time.AfterFunc(hurryTime, cancel) })
+	defer stop()
 	for {
 		s, err := c.current(ctx, r)
 		if err != nil {

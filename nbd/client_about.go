@@ -19,19 +19,22 @@ func (c *Client) MinBlockBytes() int64 { return c.export.minBlockBytes }
 // no flush had covered.
 func (c *Client) Sessions() uint64 { return c.sessions.Load() }
 
-// AllocatedBytes is how much of the export the server has space for, which it is asked
-// for anew: everything that is no hole, also where it reads as zeros. A server without
-// block status is unix.EOPNOTSUPP.
-func (c *Client) AllocatedBytes() (int64, error) {
+// AllocatedBytes is how much of a range of the export the server has space for, which it
+// is asked for anew: everything that is no hole, also where it reads as zeros. A server
+// without block status is unix.EOPNOTSUPP.
+func (c *Client) AllocatedBytes(off, n int64) (int64, error) {
+	if err := c.within("count what is allocated", off, n); err != nil {
+		return 0, err
+	}
 	if !c.KnowsHoles() {
 		return 0, fmt.Errorf("%v: count what is allocated: the server knows no block status: %w", c.uri, unix.EOPNOTSUPP)
 	}
 	var total int64
-	for off := int64(0); off < c.Bytes(); {
+	for limit := off + n; off < limit; {
 		at := off &^ (c.export.minBlockBytes - 1)
 		err := c.eachExtent(at, func(end int64, flags uint32) {
 			if flags&stateHole == 0 {
-				total += max(0, end-max(at, off))
+				total += max(0, min(end, limit)-max(at, off))
 			}
 			at = end
 		})

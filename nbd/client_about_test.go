@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,10 @@ func TestAllocatedBytes(t *testing.T) {
 	}
 	for _, least := range []int64{1, 4 * kib} {
 		c := dial(t, serve(t, Config{Exports: []Export{{Device: d, MinBlockBytes: least}}}).uri(""), Options{})
-		if n, err := c.AllocatedBytes(); n != unit*count*3/4 || err != nil {
+		if n, err := c.AllocatedBytes(0, unit*count); n != unit*count*3/4 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		if n, err := c.AllocatedBytes(unit/2, 4*unit); n != 3*unit || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
 		if c.MinBlockBytes() != least || !c.CanFlush() || c.Sessions() != 1 {
@@ -31,7 +35,7 @@ func TestAllocatedBytes(t *testing.T) {
 	p.knows = func(o option) bool { return o != optSetMetaContext }
 	p.flags = flagHasFlags
 	c := dial(t, p.start(), Options{})
-	if _, err := c.AllocatedBytes(); !errors.Is(err, unix.EOPNOTSUPP) {
+	if _, err := c.AllocatedBytes(0, 1); !errors.Is(err, unix.EOPNOTSUPP) {
 		t.Error(err)
 	}
 	if c.CanFlush() {
@@ -97,5 +101,27 @@ func TestConnectionsAreRecognized(t *testing.T) {
 			}
 			requireError(t, "discard", c.Discard(0, 512), ErrChanged)
 		})
+	}
+}
+
+// Who is in a hurry does not wait for a server that is gone for as long as others do.
+func TestHurry(t *testing.T) {
+	p := newPuppet(t)
+	p.answer = func(io.Writer, request, []byte) bool { return true } // and says nothing
+	c := dial(t, p.start(), Options{})
+	begun := make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		close(begun)
+		_, err := c.ReadAt(make([]byte, 512), 0)
+		ended <- err
+	}()
+	<-begun
+	start := time.Now()
+	c.Hurry()
+	requireError(t, "a read that was under way", <-ended, ErrUnreachable)
+	requireError(t, "a later one", c.Flush(), ErrUnreachable)
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -334,6 +334,13 @@ func (e *end) sameUnderPath(path string) error {
 	return nil
 }
 
+// hurry keeps a server that does not answer from delaying the end of a run.
+func (e *end) hurry() {
+	if n, ok := e.device.(*nbdEnd); ok {
+		n.Hurry()
+	}
+}
+
 // changedSince says whether somebody has written to the source of a migration since
 // it began; what decant itself does to it leaves no trace in its modification time. An
 // export is asked whether it holds what it held.

@@ -40,6 +40,7 @@ func (n *nbdEnd) Discard(off, bytes int64) error {
 	err := n.Client.Discard(off, bytes)
 	if err == nil {
 		n.allocated.release(data)
+		n.judge(off, bytes, data)
 	}
 	for _, cannot := range []unix.Errno{unix.EOPNOTSUPP, unix.EROFS, unix.EPERM} {
 		if errors.Is(err, cannot) {
@@ -47,6 +48,33 @@ func (n *nbdEnd) Discard(off, bytes int64) error {
 		}
 	}
 	return err
+}
+
+// judge looks once whether a discard of data has freed any of it: a server may take them
+// and do nothing, as qemu-nbd does unless it is told otherwise.
+func (n *nbdEnd) judge(off, bytes, dataBytes int64) {
+	n.mu.Lock()
+	tried := n.tried
+	n.tried = tried || dataBytes > 0
+	n.mu.Unlock()
+	if tried || dataBytes == 0 {
+		return
+	}
+	left, err := n.Client.AllocatedBytes(off, bytes)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.keepsAll = err == nil && left >= dataBytes // one that cannot be asked may be as good as it says
+}
+
+// unfreedWarning says, once, that discards free nothing.
+func (n *nbdEnd) unfreedWarning() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.keepsAll {
+		return ""
+	}
+	n.keepsAll = false
+	return "the server takes discards and frees nothing; qemu-nbd needs --discard=unmap"
 }
 
 // dataIn is how many bytes of a range are data, as far as the server said when the range

@@ -29,6 +29,8 @@ type nbdEnd struct {
 	samples  []sourceSample // what the export has to hold, whenever it is connected to anew
 	discards discards       // that no flush has covered
 	wrote    bool           // a write or zeroes was sent
+	tried    bool           // it is known whether a discard frees anything
+	keepsAll bool           // it does not
 
 	flushing  sync.Mutex
 	measuring sync.Mutex
@@ -94,7 +96,7 @@ func (n *nbdEnd) AllocatedBytes() (int64, error) {
 	}
 	const share = 20
 	begun := time.Now()
-	bytes, err := n.Client.AllocatedBytes()
+	bytes, err := n.Client.AllocatedBytes(0, n.Bytes())
 	if err != nil {
 		return 0, err
 	}

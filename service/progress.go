@@ -156,8 +156,13 @@ func (r *reporter) Committed(copiedBytes int64) {
 // Discarded implements hydrate.Observer.
 func (r *reporter) Discarded(done clone.Committed) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.discardedBytes += done.CopiedBytes()
+	r.mu.Unlock()
+	if n, ok := r.m.source.device.(*nbdEnd); ok {
+		if warning := n.unfreedWarning(); warning != "" {
+			r.warn(warning)
+		}
+	}
 }
 
 // Waiting implements hydrate.Observer.

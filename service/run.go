@@ -56,6 +56,7 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	for _, w := range m.warnings {
 		r.warn(w)
 	}
+	defer context.AfterFunc(ctx, m.source.hurry)()
 	err = m.carryOut(ctx, r, state)
 	if err == nil {
 		return nil
