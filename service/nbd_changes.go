@@ -51,7 +51,8 @@ func (n *nbdEnd) Discard(off, bytes int64) error {
 }
 
 // judge looks once whether a discard of data has freed any of it: a server may take them
-// and do nothing, as qemu-nbd does unless it is told otherwise.
+// and do nothing, as qemu-nbd does unless it is told otherwise; or it may say that all is
+// allocated, whatever it is asked.
 func (n *nbdEnd) judge(off, bytes, dataBytes int64) {
 	n.mu.Lock()
 	tried := n.tried
@@ -61,9 +62,28 @@ func (n *nbdEnd) judge(off, bytes, dataBytes int64) {
 		return
 	}
 	left, err := n.Client.AllocatedBytes(off, bytes)
+	if err != nil || left < dataBytes {
+		return // one that cannot be asked may be as good as it says
+	}
+	zeros, err := n.showsZeros(off, bytes)
+	if err != nil {
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.keepsAll = err == nil && left >= dataBytes // one that cannot be asked may be as good as it says
+	n.isVague, n.keepsAll = zeros, !zeros
+}
+
+// showsZeros looks at a range here and there.
+func (n *nbdEnd) showsZeros(off, bytes int64) (bool, error) {
+	const looks = 32
+	p := make([]byte, min(bytes, sampleBytes))
+	for i := range int64(looks) {
+		if _, err := n.ReadAt(p, off+(bytes-int64(len(p)))/looks*i); err != nil || !allZeros(p) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // unfreedWarning says, once, that discards free nothing.

@@ -31,6 +31,7 @@ type nbdEnd struct {
 	wrote    bool           // a write or zeroes was sent
 	tried    bool           // it is known whether a discard frees anything
 	keepsAll bool           // it does not
+	isVague  bool           // the server says that all is allocated, also where it is not
 
 	flushing  sync.Mutex
 	measuring sync.Mutex
@@ -83,7 +84,10 @@ func (n *nbdEnd) SyncFS() error {
 // takes no more than a twentieth of the time, the last answer, less what was discarded
 // since, is good for twenty times as long as it took to get, unless there was a flush.
 func (n *nbdEnd) AllocatedBytes() (int64, error) {
-	if !n.KnowsHoles() {
+	n.mu.Lock()
+	isVague := n.isVague
+	n.mu.Unlock()
+	if isVague || !n.KnowsHoles() {
 		return 0, fmt.Errorf("%v: %w", n.URI(), loopdev.ErrNotCountable)
 	}
 	if bytes, fresh := n.allocated.get(); fresh {
