@@ -106,6 +106,9 @@ func (m *migration) letGuestsIn(ctx context.Context, r *reporter) error {
 	return nil
 }
 
+// hydrationEnded begins the warning of a run that goes on for its guests only.
+const hydrationEnded = "hydration has ended: "
+
 // seeGuestsOff is called when hydration has ended, with its error. It waits until no
 // guest needs this process any more, or ctx ends. Guests who are there may go on after a
 // failure as well: nothing that they can read or write has become less (I13). What they
@@ -115,7 +118,7 @@ func (m *migration) seeGuestsOff(ctx context.Context, r *reporter, failed error)
 		return failed
 	}
 	if failed != nil && ctx.Err() == nil {
-		r.warn("hydration has ended: " + failed.Error() + "; whoever uses the volume can go on, and the run ends when the last one has left")
+		r.warn(hydrationEnded + failed.Error() + "; whoever uses the volume can go on, and the run ends when the last one has left")
 	}
 	r.setPhase(servingPhase)
 	errs := make([]error, len(m.accesses))

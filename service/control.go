@@ -82,6 +82,7 @@ func (c *control) apply(change func(*record)) error {
 	r := &c.m.record
 	r.BytesPerSecond, r.ThresholdRegions = after.BytesPerSecond, after.ThresholdRegions
 	r.Priority, r.Paused, r.Reverse, r.Used = after.Priority, after.Paused, after.Reverse, after.Used
+	r.SourceSamples = after.SourceSamples
 	c.throttle.Set(r.BytesPerSecond)
 	c.threshold.Set(r.ThresholdRegions)
 	return nil

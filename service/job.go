@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"decant/journal"
@@ -21,6 +23,7 @@ type job struct {
 	reason, hint string
 	verify       bool // is queued, or runs, to be verified
 	verified     *VerifyReport
+	unverified   State     // what it was before it was queued to be verified
 	retryAt      time.Time // of a stopped one; zero: not by itself
 	tries        int
 	event        *Event // the last of the last run
@@ -31,10 +34,11 @@ type job struct {
 
 // activeRun is a run of a job.
 type activeRun struct {
-	cancel  context.CancelCauseFunc
-	control *control
-	ended   chan struct{} // closed when the job is settled again
-	begunTx uint64
+	verify, reverse bool // what it does instead of going on
+	cancel          context.CancelCauseFunc
+	control         *control
+	ended           chan struct{} // closed when the job is settled again
+	begunTx         uint64
 }
 
 func (r *activeRun) stop(why error) { r.cancel(why) }
@@ -95,7 +99,17 @@ func (j *job) isUnfinished() bool {
 	return true
 }
 
-// stallAfterManager is how long nothing may move before a status says so.
+// isServing says whether nothing is left to do but to wait for guests.
+func (j *job) isServing() bool {
+	return j.run != nil && j.event != nil && j.event.Phase == servingPhase
+}
+
+// hasGuests says whether somebody waits for the volume to be there.
+func (j *job) hasGuests() bool {
+	return j.record.Export != "" || j.record.Live != ""
+}
+
+// standstill is how long nothing may move before a status says so.
 const standstill = 4 * time.Second
 
 // status is the job for its users; position is its place in the queue, or 0.
@@ -104,7 +118,13 @@ func (j *job) status(position int) Status {
 		Summary: j.summary, State: j.state, Reason: j.reason, Hint: j.hint, Tries: j.tries,
 		Priority: j.record.Priority, Position: position, Options: j.record.Options, Verified: j.verified,
 	}
-	s.Active = j.run != nil || j.state == StateExternal
+	s.Active, s.Service = j.run != nil || j.state == StateExternal, j.run != nil
+	switch {
+	case j.run != nil:
+		s.PID = os.Getpid()
+	case !s.Active:
+		s.PID = 0
+	}
 	if j.event != nil {
 		e := *j.event
 		s.Event = &e
@@ -125,14 +145,32 @@ func (j *job) addLive(s *Status) {
 		s.Hydrated, s.Discarded = regions.Hydrated, regions.Discarded
 		s.RegionsHydrating, s.RegionsDirty, s.Transaction = regions.Hydrating, regions.Dirty, uint64(regions.Tx)
 	}
-	if j.event == nil || j.verify {
-		return
+	if s.Reason == "" {
+		s.Reason = j.stillness()
 	}
-	s.BytesCopied, s.PeakExtraBytes = j.event.BytesCopied, j.event.PeakExtraBytes
-	if still := time.Since(j.movedAt); s.Reason == "" && still > standstill {
-		s.Reason = fmt.Sprintf("nothing has moved for %s: an input or output operation does not return, or the limits allow no more",
-			still.Round(time.Second))
+	if j.event != nil && !j.run.verify {
+		s.BytesCopied, s.PeakExtraBytes = j.event.BytesCopied, j.event.PeakExtraBytes
 	}
+}
+
+// stillness says that nothing has moved for longer than it should take.
+func (j *job) stillness() string {
+	patience := standstill
+	if rate := j.record.BytesPerSecond; rate > 0 {
+		patience += 2 * time.Duration(float64(j.record.BatchRegions)*float64(j.summary.RegionBytes)/float64(rate)*float64(time.Second))
+	}
+	still := time.Since(j.movedAt)
+	if still < patience {
+		return ""
+	}
+	if j.event == nil {
+		return fmt.Sprintf("its ends have not opened for %s", still.Round(time.Second))
+	}
+	switch j.event.Phase {
+	case hydratingPhase, reversingPhase, discardingPhase:
+		return fmt.Sprintf("nothing has moved for %s: an input or output operation does not return", still.Round(time.Second))
+	}
+	return ""
 }
 
 // take notes an event of the run.
@@ -145,9 +183,9 @@ func (j *job) take(e Event) (before Event) {
 		j.movedAt = time.Now()
 	}
 	switch {
-	case e.Event == Paused:
+	case e.Event == Paused, e.Event == Warning && strings.HasPrefix(e.Message, hydrationEnded):
 		j.reason = e.Message
-	case e.Phase != waitingPhase:
+	case e.Phase != waitingPhase && e.Phase != servingPhase:
 		j.reason = ""
 	}
 	j.event = &e

@@ -154,20 +154,24 @@ var _ journals = (*Service)(nil)
 // It is refused while another process has it.
 func NewManager(s *Service, c ManagerConfig) (*Manager, error) {
 	c.setDefaults()
-	own := *s
-	own.holder = serviceHolder
-	if err := own.makeStateDir(); err != nil {
+	// Requests lead only where they may. Journals lead to what was found when they were
+	// made, wherever that was, but nobody can exchange it since.
+	runs, requests := *s, *s
+	runs.holder, requests.holder = serviceHolder, serviceHolder
+	runs.glances = &glances{all: map[string]glance{}}
+	requests.glances = runs.glances
+	if err := runs.makeStateDir(); err != nil {
 		return nil, err
 	}
-	if err := own.confine(c.Roots); err != nil {
+	if err := errors.Join(runs.confine(nil), requests.confine(c.Roots)); err != nil {
 		return nil, err
 	}
-	lock, err := own.lock(serviceHolder)
+	lock, err := runs.lock(serviceHolder)
 	if err != nil {
 		return nil, refuse(s.stateDir, "another service runs on this state directory", "use that one, or stop it", err)
 	}
-	m := newManager(&own, c)
-	m.service, m.lock = &own, lock
+	m := newManager(&runs, c)
+	m.service, m.lock = &requests, lock
 	if err := m.scan(true); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -197,7 +201,7 @@ func (m *Manager) Close() error {
 
 // scanPeriod is how often the journals are looked at for what other processes do, and
 // the queue for what may be tried again.
-const scanPeriod = time.Second
+const scanPeriod = 2 * time.Second
 
 // errEnding is why a run stops when the manager ends.
 var errEnding = errors.New("the service ends; it goes on when it is started again")

@@ -138,11 +138,14 @@ func openRefusal(name, which string, err error) error {
 // match looks for the migration between the two ends, and refuses if one of them
 // belongs to another that has not ended.
 func (a *attempt) match() error {
-	all, err := a.s.lookAll()
+	all, err := a.s.glanceAll()
 	if err != nil {
 		return err
 	}
 	for _, k := range all {
+		if a.isBetween(k) && k.err == nil {
+			k = a.s.look(k.id) // its regions matter as well
+		}
 		if k.err != nil || k.ended() {
 			continue // checkMarks judges a journal that cannot be read
 		}

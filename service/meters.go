@@ -70,17 +70,20 @@ func (l *latencies) histogram() Histogram {
 }
 
 // count adds what one event of a run tells more than the one before it.
-func (m *meters) count(before, now Event) {
+func (m *meters) count(before, now Event, isVerification bool) {
 	more := func(total *uint64, before, now int64) {
 		*total += uint64(max(0, now-before))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.counted.Events++
+	more(&m.counted.BytesVerified, before.BytesVerified, now.BytesVerified)
+	if isVerification {
+		return // what it reads it tells as copied, too
+	}
 	more(&m.counted.BytesCopied, before.BytesCopied, now.BytesCopied)
 	more(&m.counted.BytesCommitted, before.BytesCommitted, now.BytesCommitted)
 	more(&m.counted.BytesDiscarded, before.BytesDiscarded, now.BytesDiscarded)
-	more(&m.counted.BytesVerified, before.BytesVerified, now.BytesVerified)
 }
 
 func (m *meters) add(change func(*Metrics)) {

@@ -26,13 +26,16 @@ func (m *migration) sampleSource(g region.Geometry, without *region.Set) (err er
 // sampleEmptied keeps what an emptied export holds, so that another image under its name
 // can be told from it. Without samples it counts as the same.
 func (m *migration) sampleEmptied() error {
-	if _, ok := m.source.device.(*nbdEnd); !ok || !m.record.DiscardSource {
+	n, ok := m.source.device.(*nbdEnd)
+	if !ok || !m.record.DiscardSource {
 		return nil
 	}
-	if m.sampleSource(m.journal.Superblock().Geometry, region.NewSet()) != nil {
-		m.record.SourceSamples = nil // the migration has ended all the same
+	samples, err := n.takeSamples(m.journal.Superblock().Geometry, region.NewSet())
+	if err != nil {
+		samples = nil // the migration has ended all the same
 	}
-	return m.saveRecord(m.record)
+	n.expect(samples)
+	return m.control.change(func(r *record) { r.SourceSamples = samples })
 }
 
 // sampleAgain replaces the samples of a migration that is resumed, which have just been

@@ -20,8 +20,12 @@ func (m *Manager) startDue() {
 	}
 	running, onDisk := m.load()
 	for _, j := range m.due(time.Now()) {
+		if j.hasGuests() {
+			m.begin(j) // who uses the volume does not wait for others
+			continue
+		}
 		if running >= m.config.Running {
-			return
+			continue
 		}
 		if slices.ContainsFunc(j.disks, func(disk string) bool { return onDisk[disk] >= m.config.RunningPerDisk }) {
 			continue // those behind it may lie on other disks
@@ -39,7 +43,7 @@ func (m *Manager) startDue() {
 func (m *Manager) load() (running int, onDisk map[string]int) {
 	onDisk = map[string]int{}
 	for _, j := range m.jobs {
-		if j.run == nil && j.state != StateExternal {
+		if j.run == nil && j.state != StateExternal || j.isServing() {
 			continue
 		}
 		if j.run != nil {
@@ -93,83 +97,89 @@ func (m *Manager) begin(j *job) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	run := &activeRun{
 		cancel: cancel, control: &control{meters: &m.meters}, ended: make(chan struct{}),
-		begunTx: j.summary.Transaction,
+		begunTx: j.summary.Transaction, verify: j.verify, reverse: j.record.Reverse && j.isReversible(),
 	}
 	if j.state == StateStopped {
 		m.meters.add(func(c *Metrics) { c.Retries++ })
 	}
-	j.run, j.state, j.reason, j.hint, j.retryAt, j.movedAt = run, StateRunning, "", "", time.Time{}, time.Now()
+	j.run, j.state, j.event, j.movedAt = run, StateRunning, nil, time.Now()
+	j.reason, j.hint, j.retryAt = "", "", time.Time{}
 	m.log.Info("migration begins", "id", j.id, "source", j.summary.Source, "destination", j.summary.Destination)
-	verify, reverse := j.verify, j.record.Reverse && j.isReversible()
 	m.runs.Go(func() {
 		defer cancel(nil)
-		err := m.work(ctx, j, run, verify, reverse)
+		err := m.work(ctx, j, run)
 		m.ended(ctx, j, run, err)
 	})
 }
 
 // work is one run.
-func (m *Manager) work(ctx context.Context, j *job, run *activeRun, verify, reverse bool) error {
-	sink := func(e Event) {
-		m.mu.Lock()
-		before := j.take(e)
-		m.mu.Unlock()
-		if e.Event != Started {
-			m.meters.count(before, e)
-		}
-		m.history.add(e)
-	}
+func (m *Manager) work(ctx context.Context, j *job, run *activeRun) error {
+	sink := func(e Event) { m.take(j, run, e) }
 	switch {
-	case verify:
+	case run.verify:
 		report, err := m.journals.Verify(ctx, j.id, sink)
 		m.mu.Lock()
 		j.verified = &report
 		m.mu.Unlock()
 		return err
-	case reverse:
+	case run.reverse:
 		return m.journals.reverse(ctx, j.id, sink, run.control)
 	}
 	return m.journals.resume(ctx, j.id, sink, run.control)
 }
 
+// take passes an event of a run on.
+func (m *Manager) take(j *job, run *activeRun, e Event) {
+	m.mu.Lock()
+	before := j.take(e)
+	m.mu.Unlock()
+	if e.Event != Started { // its counters are those of earlier runs
+		m.meters.count(before, e, run.verify)
+	}
+	m.history.add(e)
+	if before.Phase != e.Phase {
+		m.nudge() // others may have its place
+	}
+}
+
 // ended settles a job whose run has ended.
 func (m *Manager) ended(ctx context.Context, j *job, run *activeRun, err error) {
-	if left := run.control.leftovers(); len(left) > 0 {
-		err = errors.Join(err, m.journals.amend(j.id, left...))
-	}
+	left := run.control.leftovers()
 	f := m.look(j.id)
+	if err != nil && ctx.Err() == nil && run.reverse && f.summary.Direction == directionName(journal.Forward) {
+		// Its user wanted it back; to go on the other way instead is not ours to decide.
+		left = append(left, func(r *record) { r.Reverse, r.Paused = false, f.summary.Phase == string(journal.Running) })
+		err = fmt.Errorf("could not be brought back: %w", err)
+	}
+	if len(left) > 0 {
+		err = errors.Join(err, m.journals.amend(j.id, left...))
+		f = m.look(j.id)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	verified := j.verify
-	reversing := j.record.Reverse && j.isReversible()
 	j.verify = false
 	j.learn(f)
 	j.settle()
+	if run.verify && j.state == StateQueued {
+		j.state = j.unverified // it was not on its way, and is not now
+	}
 	if j.summary.Transaction > run.begunTx || err == nil {
 		j.tries = 0
 	}
 	if err != nil && ctx.Err() == nil {
-		m.explain(j, err, verified, reversing && j.isReversible())
+		m.explain(j, run, err)
 	}
-	m.log.Info("migration ends its run", "id", j.id, "state", string(j.state), "reason", j.reason)
+	m.log.Info("migration ends its run", "id", j.id, "state", string(j.state))
 	j.run = nil
 	close(run.ended)
 	m.nudge()
 }
 
 // explain says why the run of a job has ended before its end. The caller holds mu.
-func (m *Manager) explain(j *job, err error, verified, unreversed bool) {
-	reason, hint := err.Error(), HintOf(err)
+func (m *Manager) explain(j *job, run *activeRun, err error) {
 	switch {
-	case verified:
-		if j.state == StateQueued {
-			j.state = StatePaused // it was not on its way before, and is not now
-		}
-	case unreversed:
-		// Its user wanted it back; to go on the other way instead is not ours to decide.
-		j.record.Reverse, j.record.Paused = false, j.summary.Phase == string(journal.Running)
-		j.settle()
-		reason = "could not be brought back: " + reason
+	case run.verify || j.state != StateQueued:
+		// It is not on its way.
 	case OutcomeOf(err) == Failed && !isPassing(err):
 		j.state = StateFailed
 	default:
@@ -179,8 +189,8 @@ func (m *Manager) explain(j *job, err error, verified, unreversed bool) {
 			j.retryAt = time.Now().Add(retryPause(j.tries))
 		}
 	}
-	j.reason, j.hint = reason, hint
-	m.log.Warn("migration stopped", "id", j.id, "reason", reason, "hint", hint, "tries", j.tries)
+	j.reason, j.hint = err.Error(), HintOf(err)
+	m.log.Warn("migration stopped", "id", j.id, "state", string(j.state), "reason", j.reason, "hint", j.hint, "tries", j.tries)
 }
 
 // stamp changes when a journal does.

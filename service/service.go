@@ -18,6 +18,7 @@ import (
 type Service struct {
 	stateDir   string
 	pools      thin.Registry
+	glances    *glances         // nil: journals are read each time
 	holder     string           // what the locks of its migrations say of this process; empty: a command
 	confined   *loopdev.Confine // what paths lead to; nil: what the user of a command could reach
 	nbdOptions nbd.Options      // of clients of NBD servers

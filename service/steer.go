@@ -250,7 +250,7 @@ func (m *Manager) Verify(ctx context.Context, id string) (Status, error) {
 	case j.state == StateCancelled, j.state == StateReversed, j.summary.Direction == directionName(journal.Backward):
 		return Status{}, refuse(j.id, "was given up, its destination holds nothing to verify", "", nil)
 	}
-	j.verify, j.verified = true, nil
+	j.verify, j.verified, j.unverified = true, nil, j.state
 	j.settle()
 	return m.statusOf(j), nil
 }
