@@ -28,6 +28,8 @@ type Options struct {
 	Throttle      Limiter // nil: none
 	DiscardSource bool
 	Space         Space // nil: unlimited
+	// Guests share Space with the run; nil: there are none, or they take no space of it.
+	Guests *Guests
 	// EdgeBytes is how much more than its bytes one copy may take, where space is
 	// allocated in units that copies need not begin and end with.
 	EdgeBytes int64

@@ -32,8 +32,12 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	r := &run{
 		c: c, o: o, committed: c.Status(),
 		ended:       make(chan struct{}, 1),
+		inFlight:    &inFlight{},
 		uncommitted: semaphore.NewWeighted(transactionBytes),
 		twice:       semaphore.NewWeighted(2 * transactionBytes),
+	}
+	if o.Guests != nil {
+		r.inFlight = &o.Guests.inFlight
 	}
 	if o.Threshold == nil {
 		r.o.Threshold = NewThreshold(o.ThresholdRegions)
@@ -52,6 +56,10 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 			<-l.ended
 			stop(l.err)
 		}()
+	}
+	if o.Guests != nil {
+		o.Guests.follow(r.makeRoom)
+		defer o.Guests.follow(nil)
 	}
 	err := r.copyAll(copying)
 	for _, l := range []*loop{r.commits, r.discards} {
@@ -102,7 +110,7 @@ type run struct {
 	workers  *workers
 	copies   atomic.Int64  // workers that copy
 	ended    chan struct{} // holds one: a copy has ended
-	inFlight inFlight
+	inFlight *inFlight
 
 	mu      sync.Mutex
 	bad     []BadRegion
@@ -208,12 +216,18 @@ func (r *run) good(within region.Range) region.Range {
 	return within
 }
 
-// admit waits until the range, or a leading part of it, may be copied.
-func (r *run) admit(ctx context.Context, within region.Range) (region.Range, error) {
-	within, err := r.waitForSpace(ctx, within)
+// admit waits until the range, or a leading part of it, may be copied. The space of it
+// is claimed then.
+func (r *run) admit(ctx context.Context, within region.Range) (_ region.Range, err error) {
+	within, err = r.waitForSpace(ctx, within)
 	if err != nil {
 		return within, err
 	}
+	defer func() {
+		if err != nil {
+			r.inFlight.add(-r.claimed(within))
+		}
+	}()
 	_, n := r.c.Geometry.Bytes(within)
 	if r.o.Throttle != nil {
 		if err := r.o.Throttle.Wait(ctx, n); err != nil {
@@ -235,11 +249,10 @@ func (r *run) admit(ctx context.Context, within region.Range) (region.Range, err
 // start copies an admitted range in a worker.
 func (r *run) start(ctx context.Context, within region.Range, fail context.CancelCauseFunc) {
 	_, n := r.c.Geometry.Bytes(within)
-	r.inFlight.add(n + r.o.EdgeBytes)
 	r.copies.Add(1)
 	r.workers.Go(func() {
 		defer r.stop()
-		defer r.inFlight.add(-n - r.o.EdgeBytes)
+		defer r.inFlight.add(-r.claimed(within))
 		// A copy that began is ended: the context stops the planner, not the copy.
 		copied, err := r.copy(context.WithoutCancel(ctx), within)
 		if r.o.Space != nil {

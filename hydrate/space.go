@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"decant/region"
 )
 
-// Space is the room that the run may fill. AvailableBytes, Shortage and Wait are
-// called by one goroutine, Settle by another, Sample by any.
+// Space is the room that the run may fill. Its methods may be called concurrently.
 type Space interface {
 	// AvailableBytes is how much may be written before the reserve is touched. An
 	// error ends the run: then nothing more is written.
@@ -42,15 +42,25 @@ type Shortage struct {
 var ErrNoSpace = errors.New("not enough space to go on")
 
 // inFlight counts bytes that are admitted and may not show in the free space yet.
-type inFlight struct{ bytes atomic.Int64 }
+type inFlight struct {
+	bytes     atomic.Int64
+	admitting sync.Mutex // held from the measurement until what is admitted by it is added
+}
 
 func (f *inFlight) add(n int64) { f.bytes.Add(n) }
 
-// waitForSpace returns the leading part of within that fits into the space there
+// claimed is what a copy of a range takes of the space at most.
+func (r *run) claimed(within region.Range) int64 {
+	_, n := r.c.Geometry.Bytes(within)
+	return n + r.o.EdgeBytes
+}
+
+// waitForSpace claims the leading part of within that fits into the space there
 // is. Where not even one region fits, it commits, discards, makes the media give
 // blocks back, and waits for them; if none come, it ends with ErrNoSpace.
 func (r *run) waitForSpace(ctx context.Context, within region.Range) (region.Range, error) {
 	if r.o.Space == nil {
+		r.inFlight.add(r.claimed(within))
 		return within, nil
 	}
 	if fit, _, err := r.fitting(within); err != nil || !fit.Empty() {
@@ -78,6 +88,9 @@ func (r *run) gainSpace(ctx context.Context, within region.Range) (region.Range,
 		if err := r.o.Space.Reclaim(); err != nil {
 			return within, err
 		}
+		if r.o.Guests != nil {
+			r.o.Guests.giveBack()
+		}
 		fit, available, err := r.fitting(within)
 		if err != nil || !fit.Empty() {
 			return fit, err
@@ -98,8 +111,10 @@ func (r *run) gainSpace(ctx context.Context, within region.Range) (region.Range,
 	}
 }
 
-// fitting is the leading part of within that fits, perhaps nothing.
+// fitting claims the leading part of within that fits, perhaps nothing.
 func (r *run) fitting(within region.Range) (fit region.Range, availableBytes int64, err error) {
+	r.inFlight.admitting.Lock()
+	defer r.inFlight.admitting.Unlock()
 	// What is in flight is subtracted in full before the free space is read, so
 	// that a copy which ends in between counts twice rather than not at all.
 	inFlight := r.inFlight.bytes.Load()
@@ -111,6 +126,9 @@ func (r *run) fitting(within region.Range) (fit region.Range, availableBytes int
 	within.Count = min(within.Count, uint64(max(0, available)/r.c.Geometry.RegionBytes()))
 	if _, n := r.c.Geometry.Bytes(region.Range{First: within.First, Count: 1}); within.Empty() && n <= available {
 		within.Count = 1 // the short last region
+	}
+	if !within.Empty() {
+		r.inFlight.add(r.claimed(within))
 	}
 	return within, available, nil
 }
@@ -171,8 +189,10 @@ func (r *run) recoverSpace(ctx context.Context) (again bool, err error) {
 	}
 	one := r.c.Geometry.All()
 	one.Count = 1
-	if _, err := r.gainSpace(ctx, one); err != nil {
+	one, err = r.gainSpace(ctx, one)
+	if err != nil {
 		return false, errors.Join(err, cause)
 	}
+	r.inFlight.add(-r.claimed(one)) // it is for whatever is planned next
 	return true, nil
 }

@@ -35,6 +35,7 @@ type reporter struct {
 	dataBytes      int64
 	samples        []sample // of the rate window, the oldest first
 	stalled        bool
+	refused        time.Time // when it was told last that guests were refused space
 }
 
 type sample struct {
@@ -177,6 +178,20 @@ func (r *reporter) Waiting(forWhat string) {
 	r.mu.Unlock()
 	if changed {
 		r.tell(Paused, func(e *Event) { e.Message = "waiting for " + forWhat })
+	}
+}
+
+// guestRefused warns that there was no space for what a guest wanted to write, but not
+// more than once in a minute.
+func (r *reporter) guestRefused(short hydrate.Shortage) {
+	r.mu.Lock()
+	isNews := time.Since(r.refused) > time.Minute
+	if isNews {
+		r.refused = time.Now()
+	}
+	r.mu.Unlock()
+	if isNews {
+		r.warn("users of the volume are refused to write where that takes more space: there is not enough " + short.What)
 	}
 }
 

@@ -50,6 +50,7 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	defer func() { _ = r.meter.close() }()   // it has only looked
 	defer func() { _ = m.shutGuestsOut() }() // has told its errors where it was called first
 	m.control.watch(r.clone)
+	r.volume = m.newVolume(ctx, r)
 	r.tell(Started, func(e *Event) {
 		e.Source, e.Destination, e.Resumed = m.source.name, m.destination.name, m.resumed
 	})
@@ -133,7 +134,6 @@ func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err e
 	if err != nil {
 		return nil, err
 	}
-	r.volume = &volume{Clone: r.clone}
 	copied := func() int64 { return r.baseCopied + r.clone.Status().CopiedBytes }
 	if err := r.meter.startUsage(sb.SourceStartBytes, copied); err != nil {
 		return nil, err
@@ -288,6 +288,7 @@ func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) e
 		Throttle:      m.control.throttle,
 		DiscardSource: discard,
 		Space:         r.meter,
+		Guests:        r.volume.space,
 		EdgeBytes:     r.meter.edgeBytes(r.clone.Geometry.RegionBytes()),
 		Observer:      r,
 		CommitTook:    m.control.commitTook,

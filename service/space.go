@@ -13,7 +13,7 @@ import (
 )
 
 // meter measures the space that both ends take, and says how much may be written.
-// It is the hydrate.Space of a run.
+// It is the hydrate.GuestSpace of a run.
 type meter struct {
 	source, destination *end // of the migration, whichever way it runs
 	taker               *end // the one that is being filled
@@ -21,7 +21,13 @@ type meter struct {
 	returner            *returner
 	usage               *usage
 	peakBytes           atomic.Int64
-	committed           time.Time // when Reclaim has made the pools commit last
+	unitBytes           int64       // largest unit that one of the stores allocates
+	isPatient           func() bool // somebody uses the volume, who is worth waiting for; may be nil
+
+	reclaiming sync.Mutex
+	committed  time.Time // when Reclaim has made the pools commit last; under reclaiming
+
+	measuring sync.Mutex // stores are measured by one at a time
 
 	mu       sync.Mutex
 	scarcest link // when AvailableBytes was called last
@@ -66,7 +72,7 @@ const (
 
 // newMeter finds the stores of both ends. What it found is given up by close.
 func newMeter(source, destination, giver, taker *end, transactionBytes int64) (*meter, error) {
-	m := &meter{source: source, destination: destination, taker: taker}
+	m := &meter{source: source, destination: destination, taker: taker, unitBytes: 4 << 10}
 	var err error
 	if m.takes, err = chainOf(taker); err != nil {
 		return nil, err
@@ -75,9 +81,11 @@ func newMeter(source, destination, giver, taker *end, transactionBytes int64) (*
 		return nil, errors.Join(err, m.takes.Close())
 	}
 	for _, l := range m.takes.links {
-		if _, err := l.measure(); err != nil { // which fixes the reserve
+		s, err := l.measure() // which fixes the reserve
+		if err != nil {
 			return nil, errors.Join(err, m.close())
 		}
+		m.unitBytes = max(m.unitBytes, s.blockBytes)
 	}
 	m.returner = newReturner(giver, m.gives, m.takes, transactionBytes)
 	return m, nil
@@ -88,6 +96,8 @@ func (m *meter) close() error { return errors.Join(m.takes.Close(), m.gives.Clos
 // AvailableBytes is how much may be written before the reserve is touched of any of
 // the stores that the taker takes its space from.
 func (m *meter) AvailableBytes() (int64, error) {
+	m.measuring.Lock()
+	defer m.measuring.Unlock()
 	available := int64(math.MaxInt64)
 	for _, l := range m.takes.links {
 		s, err := l.measure()
@@ -105,11 +115,32 @@ func (m *meter) AvailableBytes() (int64, error) {
 	return available, nil
 }
 
-// Shortage names the scarcest store.
+// Overwrites says whether writing to the range takes no more space. Where half of a
+// reserve is used up it is not relied on: what is shared with a snapshot of others is
+// copied before it is overwritten, and takes space.
+func (m *meter) Overwrites(off, n int64) (bool, error) {
+	m.measuring.Lock()
+	defer m.measuring.Unlock()
+	for _, l := range m.takes.links {
+		s, err := l.measure()
+		if err != nil || s.fsType == btrfs || s.availableBytes < -s.reserveBytes/2 {
+			return false, err
+		}
+	}
+	start, end, err := m.taker.NextData(off)
+	return start <= off && off+n <= end, err
+}
+
+// Shortage names the scarcest store. While somebody uses the volume there is no end to
+// the patience: a run that stopped would take it away from him.
 func (m *meter) Shortage() hydrate.Shortage {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return shortage(m.scarce)
+	s := shortage(m.scarce)
+	if m.isPatient != nil && m.isPatient() {
+		s.Patience = math.MaxInt64
+	}
+	return s
 }
 
 // hint is how to get more of what was scarce when a run stopped for it.
@@ -139,6 +170,8 @@ func (m *meter) Reclaim() error {
 	if err := errors.Join(m.source.SyncFS(), m.destination.SyncFS(), m.returner.finish()); err != nil {
 		return err
 	}
+	m.reclaiming.Lock()
+	defer m.reclaiming.Unlock()
 	const pause = time.Second
 	if time.Since(m.committed) < pause {
 		return nil
@@ -169,8 +202,9 @@ func (m *meter) Wait(ctx context.Context) {
 	defer waiting.Wait()
 	woken := make(chan struct{}, len(pools))
 	for _, p := range pools {
+		seen := m.lastEvent(p)
 		waiting.Go(func() {
-			if p.WaitEvent(ctx, p.event) == nil {
+			if p.WaitEvent(ctx, seen) == nil {
 				woken <- struct{}{}
 			}
 		})
@@ -180,6 +214,12 @@ func (m *meter) Wait(ctx context.Context) {
 	case <-woken:
 		cancel()
 	}
+}
+
+func (m *meter) lastEvent(p *thinStore) uint32 {
+	m.measuring.Lock()
+	defer m.measuring.Unlock()
+	return p.event
 }
 
 // Sample notes the present use of space if it is the highest so far. A measurement

@@ -1,17 +1,40 @@
 package service
 
 import (
+	"context"
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"decant/clone"
+	"decant/hydrate"
 	"decant/nbd"
 )
 
-// volume is the clone of a run as guests use it.
+// volume is the clone of a run as guests use it. Their changes keep the reserve of free
+// space as copies do.
 type volume struct {
 	*clone.Clone
+	ctx   context.Context // ends the waiting for space
+	space *hydrate.Guests // nil: changes take no space that could run out
+}
+
+// guestPatience is how long a guest's change waits for space: a disk may take that long,
+// and those behind it wait, too.
+const guestPatience = 5 * time.Second
+
+// newVolume is for the guests of a run that ends with ctx, if any.
+func (m *migration) newVolume(ctx context.Context, r *reporter) *volume {
+	v := &volume{Clone: r.clone, ctx: ctx}
+	if len(m.accesses) == 0 || len(r.meter.takes.links) == 0 {
+		return v
+	}
+	r.meter.isPatient = func() bool { return r.clone.GuestBusy(time.Minute) }
+	v.space = hydrate.NewGuests(r.clone, hydrate.GuestOptions{
+		Space: r.meter, UnitBytes: r.meter.unitBytes, Patience: guestPatience, Refused: r.guestRefused,
+	})
+	return v
 }
 
 var (
@@ -34,16 +57,36 @@ func (v *volume) Extents(off, n int64) ([]nbd.Extent, error) {
 func (v *volume) ReadOnly() bool { return v.Mode() != clone.ReadWrite }
 
 // WriteAt implements nbd.Device.
-func (v *volume) WriteAt(p []byte, off int64) (int, error) {
-	n, err := v.Clone.WriteAt(p, off)
-	return n, asErrno(err)
+func (v *volume) WriteAt(p []byte, off int64) (n int, err error) {
+	err = v.change(off, int64(len(p)), false, func() error {
+		n, err = v.Clone.WriteAt(p, off)
+		return err
+	})
+	return n, err
 }
 
 // Zero implements nbd.Device.
-func (v *volume) Zero(off, n int64) error { return asErrno(v.Clone.Zero(off, n)) }
+func (v *volume) Zero(off, n int64) error {
+	return v.change(off, n, true, func() error { return v.Clone.Zero(off, n) })
+}
 
 // Discard implements nbd.Device.
-func (v *volume) Discard(off, n int64) error { return asErrno(v.Clone.Discard(off, n)) }
+func (v *volume) Discard(off, n int64) error {
+	return v.change(off, n, true, func() error { return v.Clone.Discard(off, n) })
+}
+
+// change makes a change once there is space for it.
+func (v *volume) change(off, n int64, zero bool, do func() error) error {
+	if v.space == nil || v.ReadOnly() {
+		return asErrno(do())
+	}
+	claim, err := v.space.Admit(v.ctx, off, n, zero)
+	if err != nil {
+		return err
+	}
+	defer v.space.Landed(claim)
+	return asErrno(do())
+}
 
 // asErrno gives an error that has none the errno that guests understand best.
 func asErrno(err error) error {
