@@ -121,6 +121,7 @@ func (m *migration) seeGuestsOff(ctx context.Context, r *reporter, failed error)
 		r.warn(hydrationEnded + failed.Error() + "; whoever uses the volume can go on, and the run ends when the last one has left")
 	}
 	r.setPhase(servingPhase)
+	r.tell(Progress, nil)
 	errs := make([]error, len(m.accesses))
 	var finishing sync.WaitGroup
 	for i, x := range m.accesses {

@@ -49,7 +49,7 @@ func (r *reporter) event(kind EventKind) Event {
 	e := Event{
 		Event: kind, ID: r.m.id, Time: time.Now(), Phase: r.phase,
 		BytesTotal:     r.clone.Bytes(),
-		BytesData:      r.dataBytes,
+		BytesData:      max(r.dataBytes, r.baseCopied+status.CopiedBytes), // guests may have had holes copied
 		BytesCopied:    r.baseCopied + status.CopiedBytes,
 		BytesCommitted: r.baseCopied + r.committedBytes,
 		BytesDiscarded: r.discardedBytes,
@@ -98,6 +98,14 @@ func (r *reporter) warn(message string) {
 	r.tell(Warning, func(e *Event) { e.Message = message })
 }
 
+// allData notes that nothing is left to be copied: of what guests have overwritten or
+// trimmed less was than there was data.
+func (r *reporter) allData() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dataBytes = r.baseCopied + r.clone.Status().CopiedBytes
+}
+
 // addData notes that more has to be copied than was known.
 func (r *reporter) addData(bytes int64) {
 	r.mu.Lock()
@@ -111,6 +119,12 @@ func (r *reporter) setPhase(phase string) {
 	r.phase = phase
 }
 
+func (r *reporter) isServing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.phase == servingPhase
+}
+
 // every tells the progress until stop is closed.
 func (r *reporter) every(stop <-chan struct{}) {
 	ticker := time.NewTicker(progressPeriod)
@@ -121,6 +135,10 @@ func (r *reporter) every(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case now := <-ticker.C:
+			if r.isServing() { // for as long as guests like, with nothing to tell
+				moved = now
+				continue
+			}
 			var copied int64
 			var phase string
 			r.tell(Progress, func(e *Event) { copied, phase = e.BytesCopied, e.Phase })

@@ -271,6 +271,7 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 	}
 	err := m.hydrateAll(ctx, r, discard)
 	if err == nil {
+		r.allData()
 		r.tell(HydratedAll, nil)
 	}
 	return m.seeGuestsOff(ctx, r, err)
