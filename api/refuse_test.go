@@ -38,7 +38,7 @@ var malformed = map[string]struct {
 	"a long source":           {`{"source":"/` + strings.Repeat("a", 5000) + `","destination":"p/a"}`, 422},
 	"unknown field":           {`{"source":"/a","destination":"p/a","sudo":true}`, 422},
 	"other case":              {`{"SOURCE":"/a","destination":"p/a"}`, 422},
-	"unknown option":          {start(`{"live":"x"}`), 422},
+	"unknown option":          {start(`{"alive":"x"}`), 422},
 	"twice":                   {`{"source":"/a","source":"/b","destination":"p/a"}`, 400},
 	"twice, escaped":          {`{"source":"/a","\u0073ource":"/b","destination":"p/a"}`, 400},
 	"twice, in other case":    {`{"source":"/a","SOURCE":"/b","destination":"p/a"}`, 400},

@@ -27,6 +27,9 @@ type NewOptions struct {
 	Overwrite     *bool   `json:"overwrite,omitempty" doc:"allow a destination that holds data, which is lost"`
 	ThinPool      string  `json:"thin_pool,omitempty" maxLength:"127" doc:"of LVM, to make the destination in"`
 	Export        string  `json:"export,omitempty" maxLength:"107" doc:"absolute path of a Unix socket, to offer the volume over NBD while it hydrates"`
+	Live          string  `json:"live,omitempty" maxLength:"127" doc:"name of a device under /dev/mapper, to use the volume by while it hydrates, and after that"`
+	LiveTimeout   *Period `json:"live_timeout,omitempty" doc:"how long the live device may wait for this service"`
+	Engine        string  `json:"engine,omitempty" enum:"auto,user,kernel" doc:"who copies for a live device"`
 	RegionSize    *Size   `json:"region_size,omitempty"`
 	Threshold     *uint64 `json:"threshold,omitempty" minimum:"1" maximum:"1048576" doc:"most regions in flight"`
 	Batch         *uint64 `json:"batch,omitempty" minimum:"1" maximum:"1048576" doc:"most contiguous regions in one copy"`
@@ -49,8 +52,12 @@ func (n *NewMigration) request() (service.Request, error) {
 	given(&o.BytesPerSecond, (*int64)(n.Options.BWLimit))
 	given(&o.CommitPeriod, (*time.Duration)(n.Options.CommitPeriod))
 	o.RegionBytesFixed = n.Options.RegionSize != nil
-	o.ThinPool, o.Export = n.Options.ThinPool, n.Options.Export
-	for _, end := range []struct{ what, name string }{{"source", n.Source}, {"destination", n.Destination}, {"options.thin_pool", n.Options.ThinPool}, {"options.export", n.Options.Export}} {
+	given(&o.LiveTimeout, (*time.Duration)(n.Options.LiveTimeout))
+	o.ThinPool, o.Export, o.Live = n.Options.ThinPool, n.Options.Export, n.Options.Live
+	if n.Options.Engine != "" {
+		o.Engine = n.Options.Engine
+	}
+	for _, end := range []struct{ what, name string }{{"source", n.Source}, {"destination", n.Destination}, {"options.thin_pool", n.Options.ThinPool}, {"options.export", n.Options.Export}, {"options.live", n.Options.Live}} {
 		if err := checkName(end.what, end.name); err != nil {
 			return service.Request{}, err
 		}
@@ -63,9 +70,12 @@ func NewMigrationOf(r service.Request) NewMigration {
 	o := r.Options
 	n := NewMigration{Source: r.Source, Destination: r.Destination, Options: NewOptions{
 		DiscardSource: &o.DiscardSource, Verify: &o.Verify, RemoveSource: &o.RemoveSource, Overwrite: &o.Overwrite,
-		ThinPool: o.ThinPool, Export: o.Export, Threshold: &o.ThresholdRegions, Batch: &o.BatchRegions,
+		ThinPool: o.ThinPool, Export: o.Export, Live: o.Live, Engine: o.Engine, Threshold: &o.ThresholdRegions, Batch: &o.BatchRegions,
 		CommitPeriod: (*Period)(&o.CommitPeriod), CommitBytes: (*Size)(&o.CommitBytes), BWLimit: (*Rate)(&o.BytesPerSecond),
 	}}
+	if o.LiveTimeout != 0 {
+		n.Options.LiveTimeout = (*Period)(&o.LiveTimeout)
+	}
 	if o.RegionBytesFixed {
 		n.Options.RegionSize = (*Size)(&o.RegionBytes)
 	}

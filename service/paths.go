@@ -41,14 +41,7 @@ const mostNameBytes = 4095
 // checkRequestPaths refuses names that a request may not have, without looking at what
 // they lead to.
 func (s *Service) checkRequestPaths(r Request) error {
-	names := []string{r.Source, r.Destination}
-	if e := r.Options.Export; e != "" {
-		if !filepath.IsAbs(e) {
-			return &Error{Outcome: Usage, Object: fmt.Sprintf("%.200q", e), Problem: "is no absolute path to export to", Hint: "give the path from the root"}
-		}
-		names = append(names, e)
-	}
-	for _, name := range names {
+	for _, name := range []string{r.Source, r.Destination} {
 		if err := s.checkRequestName(name); err != nil {
 			return err
 		}
