@@ -67,10 +67,10 @@ func TestStartTakesWhatTheCommandLineTakes(t *testing.T) {
 	v := serveUnix(t, fakeConfig(f))
 	v.header.Set("Idempotency-Key", "k-1")
 	r := v.do("POST", "/v1/migrations", `{"source":"/images/a.raw","destination":"pool/a","priority":7,"options":{
-		"discard_src":true,"verify":true,"remove_src":true,"overwrite":true,"thin_pool":"tp","export":"/run/x","live":"vm","live_timeout":"30s","engine":"user","region_size":"64KiB","threshold":8,"batch":2,
+		"discard_src":true,"verify":true,"remove_src":true,"overwrite":true,"thin_pool":"tp","live":"vm","live_timeout":"30s","engine":"user","region_size":"64KiB","threshold":8,"batch":2,
 		"commit_period":"250ms","commit_bytes":8388608,"bwlimit":"50MiB/s"}}`)
 	want := service.Request{Source: "/images/a.raw", Destination: "pool/a", Options: service.Options{
-		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, ThinPool: "tp", Export: "/run/x", Live: "vm", LiveTimeout: 30 * time.Second, Engine: "user", RegionBytes: 64 << 10, RegionBytesFixed: true,
+		DiscardSource: true, Verify: true, RemoveSource: true, Overwrite: true, ThinPool: "tp", Live: "vm", LiveTimeout: 30 * time.Second, Engine: "user", RegionBytes: 64 << 10, RegionBytesFixed: true,
 		ThresholdRegions: 8, BatchRegions: 2, CommitPeriod: 250 * time.Millisecond, CommitBytes: 8 << 20, BytesPerSecond: 50 << 20,
 	}}
 	if r.status != 202 || !reflect.DeepEqual(f.request, want) {
@@ -90,6 +90,7 @@ func TestWhatIsLeftOutIsAsOnTheCommandLine(t *testing.T) {
 	// What the command line hands over comes out as it went in.
 	for _, o := range []service.Options{service.DefaultOptions(), {
 		DiscardSource: true, RegionBytes: 4096, RegionBytesFixed: true, ThresholdRegions: 1, BatchRegions: 3, CommitPeriod: time.Minute, CommitBytes: 4096, BytesPerSecond: 1,
+		Export: "/run/x", LiveTimeout: time.Hour, Engine: "user",
 	}} {
 		n := NewMigrationOf(service.Request{Source: "/a", Destination: "p/a", Options: o})
 		if r, err := n.request(); err != nil || r.Options != o {
