@@ -238,16 +238,16 @@ func (c *Client) lost(ctx context.Context, err error) error {
 	}
 	return &service.Error{
 		Outcome: service.Stopped, Object: c.name, Problem: ErrNoService.Error(), Hint: "see whether hydrated runs",
-		Err: &noService{err},
+		Err: &absentError{err},
 	}
 }
 
-// noService is ErrNoService with its reason.
-type noService struct{ reason error }
+// absentError is ErrNoService with its reason.
+type absentError struct{ reason error }
 
-func (n *noService) Error() string        { return n.reason.Error() }
-func (n *noService) Unwrap() error        { return n.reason }
-func (n *noService) Is(target error) bool { return target == ErrNoService } //nolint:errorlint // it is what Is compares with
+func (n *absentError) Error() string        { return n.reason.Error() }
+func (n *absentError) Unwrap() error        { return n.reason }
+func (n *absentError) Is(target error) bool { return target == ErrNoService }
 
 // problem is the error that an answer tells of.
 func (c *Client) problem(response *http.Response) error {

@@ -126,7 +126,7 @@ func TestClientTellsThatNobodyIsThere(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	// One that accepts and says nothing is there, and is not waited for for ever.
+	// One that accepts and says nothing is there, and is not waited for without end.
 	deaf, err := net.Listen("unix", filepath.Join(dir, "deaf"))
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,7 @@ func (c *Client) Events(ctx context.Context, id string, after uint64) (*EventRea
 		path = migrationURL(id, "events")
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	response, err := c.send(ctx, http.MethodGet, path+"?after="+from, nil, http.Header{"Accept": {"text/event-stream"}})
+	response, err := c.send(ctx, http.MethodGet, path+"?after="+from, nil, http.Header{"Accept": {"text/event-stream"}}) //nolint:bodyclose // EventReader.Close does
 	if err != nil {
 		cancel(nil)
 		return nil, err

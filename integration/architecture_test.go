@@ -41,7 +41,7 @@ var mayImport = map[string][]string{
 	"integration/logwrites":     {},
 	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "dm", "thin", "nbd", "units"},
 	"api":                       {"service", "units"},
-	"cmd/migrate":               {"service", "units"},
+	"cmd/migrate":               {"service", "api", "units"},
 	"cmd/hydrated":              {"service", "api", "units"},
 	"cmd/thinctl":               {"thin", "units"},
 	"bench":                     {},

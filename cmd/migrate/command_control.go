@@ -36,11 +36,11 @@ func checkNames(args []string, names ...string) error {
 
 // completeID offers the migrations that there are. Completion has no way to tell
 // an error, so it offers nothing then.
-func (p *program) completeID(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func (p *program) completeID(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	m, err := p.openService(p.stateDir)
+	m, err := p.open(cmd.Context())
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -63,9 +63,7 @@ func (p *program) resumeCommand() *cobra.Command {
 		Args:  oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.serveSafely() // it may have to serve a live device
-			return p.runMigration(cmd.Context(), form, func(ctx context.Context, m migrations, sink service.Sink) error {
-				return m.Resume(ctx, args[0], sink)
-			})
+			return p.steer(cmd.Context(), form, args[0], steering.Resume)
 		},
 		ValidArgsFunction: p.completeID,
 	}
@@ -83,14 +81,23 @@ ended. What was freed on the source is copied back and freed on the destination,
 under the same safety rules. A reversal can be stopped and resumed like a migration.`,
 		Args: oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.runMigration(cmd.Context(), form, func(ctx context.Context, m migrations, sink service.Sink) error {
-				return m.Reverse(ctx, args[0], sink)
-			})
+			return p.steer(cmd.Context(), form, args[0], steering.Reverse)
 		},
 		ValidArgsFunction: p.completeID,
 	}
 	addProgressFlag(cmd, &form)
 	return cmd
+}
+
+// steer runs one migration that there is, by whoever may.
+func (p *program) steer(ctx context.Context, form progressForm, id string, do func(steering, context.Context, string, service.Sink) error) error {
+	m, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	return p.runMigration(ctx, form, m, func(ctx context.Context, sink service.Sink) error {
+		return do(m, ctx, id, sink)
+	})
 }
 
 func (p *program) pauseCommand() *cobra.Command {
@@ -99,7 +106,7 @@ func (p *program) pauseCommand() *cobra.Command {
 		Short: "Stop the process that works on a migration, after it has committed",
 		Args:  oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.control(cmd.Context(), args[0], migrations.Pause, "paused %[1]s; go on with: migrate resume %[1]s")
+			return p.control(cmd.Context(), args[0], steering.Pause, "paused %[1]s; go on with: migrate resume %[1]s")
 		},
 		ValidArgsFunction: p.completeID,
 	}
@@ -111,7 +118,7 @@ func (p *program) cancelCommand() *cobra.Command {
 		Short: "Give up a migration of which nothing has been freed on the source yet",
 		Args:  oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.control(cmd.Context(), args[0], migrations.Cancel, "cancelled %[1]s")
+			return p.control(cmd.Context(), args[0], steering.Cancel, "cancelled %[1]s")
 		},
 		ValidArgsFunction: p.completeID,
 	}
@@ -119,8 +126,8 @@ func (p *program) cancelCommand() *cobra.Command {
 
 // control does something short to one migration and says so; success is a format
 // for the ID.
-func (p *program) control(ctx context.Context, id string, do func(migrations, context.Context, string) error, success string) error {
-	m, err := p.openService(p.stateDir)
+func (p *program) control(ctx context.Context, id string, do func(steering, context.Context, string) error, success string) error {
+	m, err := p.open(ctx)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -21,12 +22,12 @@ such as 1GiB.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			return checkNames(args, "ID", "OFFSET")
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			offset, err := units.ParseBytes(args[1])
 			if err != nil {
 				return usageError("", "OFFSET: %v", err)
 			}
-			return p.explain(args[0], offset, asJSON)
+			return p.explain(cmd.Context(), args[0], offset, asJSON)
 		},
 		ValidArgsFunction: p.completeID,
 	}
@@ -34,8 +35,8 @@ such as 1GiB.`,
 	return cmd
 }
 
-func (p *program) explain(id string, offset int64, asJSON bool) error {
-	m, err := p.openService(p.stateDir)
+func (p *program) explain(ctx context.Context, id string, offset int64, asJSON bool) error {
+	m, err := p.open(ctx)
 	if err != nil {
 		return err
 	}

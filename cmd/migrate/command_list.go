@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"text/tabwriter"
 
@@ -19,8 +20,8 @@ func (p *program) listCommand() *cobra.Command {
 		Args: func(_ *cobra.Command, args []string) error {
 			return checkNames(args)
 		},
-		RunE: func(*cobra.Command, []string) error {
-			return p.list(asJSON)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.list(cmd.Context(), asJSON)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -28,33 +29,63 @@ func (p *program) listCommand() *cobra.Command {
 	return cmd
 }
 
-func (p *program) list(asJSON bool) error {
-	m, err := p.openService(p.stateDir)
+func (p *program) list(ctx context.Context, asJSON bool) error {
+	m, err := p.open(ctx)
 	if err != nil {
 		return err
+	}
+	if r, isRemote := m.(*remote); isRemote {
+		return p.listRemote(ctx, r, asJSON)
 	}
 	list, err := m.List()
 	if err != nil {
 		return err
 	}
+	if list == nil {
+		list = []service.Summary{} // an array, not null
+	}
+	rows := make([]listed, 0, len(list))
+	for _, s := range list {
+		rows = append(rows, listed{s, describePhase(s)})
+	}
+	return p.answerList(list, rows, asJSON)
+}
+
+// listRemote is the list as the service has it, which knows what waits, and why.
+func (p *program) listRemote(ctx context.Context, r *remote, asJSON bool) error {
+	list, err := r.client.List(ctx)
+	if err != nil {
+		return err
+	}
+	rows := make([]listed, 0, len(list))
+	for _, s := range list {
+		rows = append(rows, listed{s.Summary, describeStatus(s)})
+	}
+	return p.answerList(list, rows, asJSON)
+}
+
+// listed is one line of the list.
+type listed struct {
+	service.Summary
+	phase string
+}
+
+func (p *program) answerList(list any, rows []listed, asJSON bool) error {
 	if asJSON {
-		if list == nil {
-			list = []service.Summary{} // an array, not null
-		}
 		text, err := marshalAnswer(list)
 		if err != nil {
 			return err
 		}
 		return p.answer(text)
 	}
-	if len(list) == 0 {
+	if len(rows) == 0 {
 		_, _ = fmt.Fprintln(p.stderr, "there are no migrations") // an answer to nobody is none
 		return nil
 	}
-	return p.answer(p.listTable(list))
+	return p.answer(p.listTable(rows))
 }
 
-func (p *program) listTable(list []service.Summary) []byte {
+func (p *program) listTable(list []listed) []byte {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "ID\tPHASE\tHYDRATED\tSIZE\tCOPIED\tSOURCE %s DESTINATION\n", p.arrow())
@@ -64,7 +95,7 @@ func (p *program) listTable(list []service.Summary) []byte {
 			hydrated = fmt.Sprintf("%d%%", percent(float64(s.Hydrated), float64(s.Regions)))
 			size, copied = units.FormatBytes(s.BytesTotal), units.FormatBytes(s.BytesCopied)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", escapeControls(s.ID), describePhase(s), hydrated, size, copied, p.describeEnds(s))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", escapeControls(s.ID), s.phase, hydrated, size, copied, p.describeEnds(s.Summary))
 	}
 	_ = t.Flush() // to memory
 	for _, s := range list {
@@ -98,4 +129,26 @@ func describePhase(s service.Summary) string {
 		text += ", active"
 	}
 	return text
+}
+
+// describeStatus is describePhase for what the service knows.
+func describeStatus(s service.Status) string {
+	if s.Problem != "" {
+		return "unusable"
+	}
+	if s.Phase != "running" {
+		if s.State == service.StateQueued || s.State == service.StateRunning {
+			return escapeControls(s.Phase) + ", " + string(s.State) // it is verified, or to be brought back
+		}
+		return escapeControls(s.Phase)
+	}
+	text := escapeControls(s.Direction) + ", "
+	switch s.State {
+	case service.StateQueued:
+		return text + fmt.Sprintf("queued at place %d", s.Position)
+	case service.StateExternal:
+		return text + "run by another process"
+	default:
+		return text + escapeControls(string(s.State))
+	}
 }

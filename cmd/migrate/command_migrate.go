@@ -40,6 +40,7 @@ type migrateFlags struct {
 	progress progressForm
 	dryRun   bool
 	json     bool
+	detach   bool
 }
 
 func (p *program) rootCommand() *cobra.Command {
@@ -70,6 +71,8 @@ func (p *program) rootCommand() *cobra.Command {
 	flags.BoolVar(&f.json, "json", false, "with --dry-run: write the plan as JSON")
 	root.PersistentFlags().StringVar(&p.stateDir, "state-dir", "",
 		"`DIR` that keeps the journals (default /var/lib/decant for root,\nelse $XDG_STATE_HOME/decant or ~/.local/state/decant)")
+	flags.BoolVar(&f.detach, "detach", false, "hand the migration to hydrated and write its ID; the service has to run on this state directory")
+	p.addServiceFlags(root)
 	root.AddCommand(p.listCommand(), p.showCommand(), p.explainCommand(), p.verifyCommand(),
 		p.reverseCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand())
 	return root
@@ -101,31 +104,47 @@ func (p *program) migrate(ctx context.Context, f migrateFlags, request service.R
 	if f.json && !f.dryRun {
 		return usageError("for events while it runs: --progress=json", "--json needs --dry-run")
 	}
+	if f.detach && (f.dryRun || f.progress != progressAuto) {
+		return usageError("events of a migration of the service: migrate watch ID", "--detach goes with neither --dry-run nor --progress")
+	}
+	if f.detach {
+		return p.detach(ctx, request)
+	}
 	if f.dryRun {
 		return p.dryRun(ctx, request, f.json)
 	}
 	if request.Options.Live != "" {
 		p.serveSafely()
 	}
-	return p.runMigration(ctx, f.progress, func(ctx context.Context, m migrations, sink service.Sink) error {
-		return m.Migrate(ctx, request, sink)
-	})
-}
-
-// runMigration opens the service and runs one migration in it, with progress shown
-// and signals obeyed.
-func (p *program) runMigration(ctx context.Context, form progressForm, run func(context.Context, migrations, service.Sink) error) error {
 	m, err := p.openService(p.stateDir)
 	if err != nil {
 		return err
 	}
+	return p.runMigration(ctx, f.progress, m, func(ctx context.Context, sink service.Sink) error {
+		return m.Migrate(ctx, request, sink)
+	})
+}
+
+// runMigration runs one migration in m, with progress shown and signals obeyed.
+func (p *program) runMigration(ctx context.Context, form progressForm, m steering, run func(context.Context, service.Sink) error) error {
 	surviveClosedPipes()
 	show := p.newReport(form)
 	ctx, release := p.interruptible(ctx, func() {
-		show.note("stopping: committing what was copied (press again to stop at once)")
+		show.note(stopNote(m, "stopping: committing what was copied (press again to stop at once)"))
 	})
-	err = run(ctx, m, show.event)
+	if r, isRemote := m.(*remote); isRemote {
+		r.note = show.note
+	}
+	err := run(ctx, show.event)
 	release()
 	show.end(err)
 	return err
+}
+
+// stopNote is what is said when a person interrupts what m does.
+func stopNote(m steering, ifHere string) string {
+	if _, isRemote := m.(*remote); isRemote {
+		return "leaving; the service goes on"
+	}
+	return ifHere
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -24,8 +25,8 @@ func (p *program) showCommand() *cobra.Command {
 		Use:   "show ID",
 		Short: "Show one migration with its counters, its region map and its last transactions",
 		Args:  oneID,
-		RunE: func(_ *cobra.Command, args []string) error {
-			return p.show(args[0], asJSON)
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.show(cmd.Context(), args[0], asJSON)
 		},
 		ValidArgsFunction: p.completeID,
 	}
@@ -33,32 +34,52 @@ func (p *program) showCommand() *cobra.Command {
 	return cmd
 }
 
-func (p *program) show(id string, asJSON bool) error {
-	m, err := p.openService(p.stateDir)
+func (p *program) show(ctx context.Context, id string, asJSON bool) error {
+	m, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
-	layout := p.mapLayout()
-	cells := layout.cells()
+	cells := p.mapLayout().cells()
 	if asJSON {
 		cells = jsonMapCells
+	}
+	if r, isRemote := m.(*remote); isRemote {
+		return p.showRemote(ctx, r, id, cells, asJSON)
 	}
 	detail, err := m.Show(id, cells)
 	if err != nil {
 		return err
 	}
+	return p.answerDetail(detail, detail, describePhase(detail.Summary), asJSON)
+}
+
+// showRemote shows what the service knows besides the journal, too.
+func (p *program) showRemote(ctx context.Context, r *remote, id string, cells int, asJSON bool) error {
+	migration, err := r.client.Get(ctx, id, cells)
+	if err != nil {
+		return err
+	}
+	phase := describeStatus(migration.Status)
+	if migration.Reason != "" {
+		phase += ": " + escapeControls(migration.Reason)
+	}
+	return p.answerDetail(migration, detailOf(migration), phase, asJSON)
+}
+
+// answerDetail answers with the JSON form of whole, or with detail and its phase as text.
+func (p *program) answerDetail(whole any, detail service.Detail, phase string, asJSON bool) error {
 	if asJSON {
-		text, err := marshalAnswer(detail)
+		text, err := marshalAnswer(whole)
 		if err != nil {
 			return err
 		}
 		return p.answer(text)
 	}
 	var b bytes.Buffer
-	writeCounters(&b, detail)
+	writeCounters(&b, detail, phase)
 	if len(detail.Map) > 0 {
 		fmt.Fprintln(&b)
-		layout.draw(&b, detail.Map, detail.BytesTotal)
+		p.mapLayout().draw(&b, detail.Map, detail.BytesTotal)
 	}
 	if len(detail.Bad) > 0 {
 		fmt.Fprintf(&b, "\nUnreadable:\n")
@@ -68,12 +89,12 @@ func (p *program) show(id string, asJSON bool) error {
 	return p.answer(b.Bytes())
 }
 
-func writeCounters(to io.Writer, d service.Detail) {
+func writeCounters(to io.Writer, d service.Detail, phase string) {
 	table := newFieldTable(to)
 	table.field("ID", escapeControls(d.ID))
 	table.field("Source", printableName(d.Source))
 	table.field("Destination", printableName(d.Destination))
-	table.field("Phase", describePhase(d.Summary))
+	table.field("Phase", phase)
 	if d.PID != 0 {
 		table.field("Process", fmt.Sprint(d.PID))
 	}

@@ -28,7 +28,7 @@ func TestHelpText(t *testing.T) {
 func TestHelpNamesNoFeatureThatIsNotThere(t *testing.T) {
 	w := newWorld(&fakeService{})
 	w.run([]string{"--help"})
-	for _, absent := range []string{"--detach", "watch"} {
+	for _, absent := range []string{"watch"} {
 		if strings.Contains(w.out.String(), absent) {
 			t.Errorf("help speaks of %s", absent)
 		}

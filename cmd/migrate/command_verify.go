@@ -32,13 +32,16 @@ func (p *program) verifyCommand() *cobra.Command {
 }
 
 func (p *program) verify(ctx context.Context, id string, form progressForm, asJSON bool) error {
-	m, err := p.openService(p.stateDir)
+	m, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
 	surviveClosedPipes()
 	show := p.newReport(form)
-	ctx, release := p.interruptible(ctx, func() { show.note("stopping (press again to stop at once)") })
+	ctx, release := p.interruptible(ctx, func() { show.note(stopNote(m, "stopping (press again to stop at once)")) })
+	if r, isRemote := m.(*remote); isRemote {
+		r.note = show.note
+	}
 	report, failure := m.Verify(ctx, id, show.event)
 	release()
 	show.close()

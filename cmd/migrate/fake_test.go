@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"decant/journal"
 	"decant/service"
 )
 
@@ -29,7 +30,20 @@ func TestMain(m *testing.M) {
 		os.Exit(p.run(os.Args[1:]))
 	}
 	time.Local = time.UTC // golden files hold times
+	// A service of this machine is none of the tests' business.
+	if err := errors.Join(os.Setenv(serviceVariable, noService), keepOnDisk()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// keepOnDisk has temporary directories where journals can be, which is not in memory.
+func keepOnDisk() error {
+	if journal.CheckFileSystem(os.TempDir()) == nil {
+		return nil
+	}
+	return errors.Join(journal.CheckFileSystem("/var/tmp"), os.Setenv("TMPDIR", "/var/tmp"))
 }
 
 // fakeService answers with what it was given, and notes what it was asked.

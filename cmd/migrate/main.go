@@ -11,13 +11,20 @@ import (
 
 	"golang.org/x/term"
 
+	"decant/api"
 	"decant/service"
 )
 
-// migrations is what the commands need of the service; *service.Service has it.
+// migrations is what the commands need of the journals; *service.Service has it.
 type migrations interface {
 	Plan(ctx context.Context, request service.Request) (service.Plan, error)
 	Migrate(ctx context.Context, request service.Request, sink service.Sink) error
+	steering
+}
+
+// steering is what is done to migrations that there are, by this process on the
+// journals, or by the service (*remote).
+type steering interface {
 	Resume(ctx context.Context, id string, sink service.Sink) error
 	Reverse(ctx context.Context, id string, sink service.Sink) error
 	Verify(ctx context.Context, id string, sink service.Sink) (service.VerifyReport, error)
@@ -28,7 +35,10 @@ type migrations interface {
 	Explain(id string, offset int64) (service.Explanation, error)
 }
 
-var _ migrations = (*service.Service)(nil)
+var (
+	_ migrations = (*service.Service)(nil)
+	_ steering   = (*remote)(nil)
+)
 
 // program is one run of the command and the world around it.
 type program struct {
@@ -38,7 +48,9 @@ type program struct {
 	stdoutColumns, stderrColumns func() int
 	unicode                      bool // the locale's encoding is UTF-8
 	stateDir                     string
+	serviceAddress, tokenFile    string
 	openService                  func(stateDir string) (migrations, error)
+	find                         func(context.Context) (*api.Client, error) // nil: there are no services
 	exitAtOnce                   func(code int)
 	serveSafely                  func()
 }
@@ -49,7 +61,7 @@ func main() {
 
 // newProgram is a program in the world of this process.
 func newProgram(open func(stateDir string) (migrations, error)) *program {
-	return &program{
+	p := &program{
 		stdout:        os.Stdout,
 		stderr:        os.Stderr,
 		stdoutColumns: func() int { return columns(os.Stdout) },
@@ -59,6 +71,8 @@ func newProgram(open func(stateDir string) (migrations, error)) *program {
 		exitAtOnce:    os.Exit,
 		serveSafely:   serveSafely,
 	}
+	p.find = p.findService
+	return p
 }
 
 func openService(stateDir string) (migrations, error) {
