@@ -90,11 +90,25 @@ func (n *nbdEnd) showsZeros(off, bytes int64) (bool, error) {
 func (n *nbdEnd) unfreedWarning() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.keepsAll || n.warned {
+		return ""
+	}
+	n.warned = true
+	return "the server takes discards and frees nothing; qemu-nbd needs --discard=unmap"
+}
+
+// spaceHint is what may give back what the end was to free; empty if it did.
+func (e *end) spaceHint() string {
+	n, ok := e.device.(*nbdEnd)
+	if !ok {
+		return ""
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if !n.keepsAll {
 		return ""
 	}
-	n.keepsAll = false
-	return "the server takes discards and frees nothing; qemu-nbd needs --discard=unmap"
+	return "start the server so that discards free something (qemu-nbd: with --discard=unmap), or "
 }
 
 // dataIn is how many bytes of a range are data, as far as the server said when the range

@@ -22,8 +22,9 @@ const nbdKind = "nbd"
 // restarted may have lost those that no flush has covered; Flush repeats them.
 type nbdEnd struct {
 	*nbd.Client
-	info loopdev.Info
-	lock *exportLock
+	info  loopdev.Info
+	lock  *exportLock
+	image *loopdev.Device // the file of this host that the server has for the export; nil if not known
 
 	mu       sync.Mutex
 	samples  []sourceSample // what the export has to hold, whenever it is connected to anew
@@ -31,6 +32,7 @@ type nbdEnd struct {
 	wrote    bool           // a write or zeroes was sent
 	tried    bool           // it is known whether a discard frees anything
 	keepsAll bool           // it does not
+	warned   bool           // and somebody was told
 	isVague  bool           // the server says that all is allocated, also where it is not
 
 	flushing  sync.Mutex
@@ -50,7 +52,13 @@ type allocation struct {
 func (n *nbdEnd) Info() loopdev.Info { return n.info }
 
 // Close leaves the server. What no flush has covered may come true later or never.
-func (n *nbdEnd) Close() error { return errors.Join(n.Client.Close(), n.lock.release()) }
+func (n *nbdEnd) Close() error {
+	err := errors.Join(n.Client.Close(), n.lock.release())
+	if n.image != nil {
+		err = errors.Join(err, n.image.Close())
+	}
+	return err
+}
 
 // CheckDiscard says why the export cannot be emptied, and what would help.
 func (n *nbdEnd) CheckDiscard() error {
@@ -69,15 +77,20 @@ func (n *nbdEnd) CheckDiscard() error {
 	return nil
 }
 
-// SyncFS makes the server give back what was discarded.
+// SyncFS makes the server give back what was discarded, and the file system below it.
 func (n *nbdEnd) SyncFS() error {
 	n.mu.Lock()
 	none := len(n.discards.spans) == 0
 	n.mu.Unlock()
-	if none {
+	if !none {
+		if err := n.Flush(); err != nil {
+			return err
+		}
+	}
+	if n.image == nil {
 		return nil
 	}
-	return n.Flush()
+	return n.image.SyncFS()
 }
 
 // AllocatedBytes is what the server has space for. So that asking for it after each copy
@@ -133,11 +146,21 @@ func (a *allocation) expire() {
 	a.until = time.Time{}
 }
 
-// SharedBytes implements device: a server does not tell.
-func (n *nbdEnd) SharedBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
+// SharedBytes implements device: a server does not tell, its file does.
+func (n *nbdEnd) SharedBytes() (int64, error) {
+	if n.image == nil {
+		return 0, loopdev.ErrNotCountable
+	}
+	return n.image.SharedBytes()
+}
 
 // CompressedBytes implements device.
-func (n *nbdEnd) CompressedBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
+func (n *nbdEnd) CompressedBytes() (int64, error) {
+	if n.image == nil {
+		return 0, loopdev.ErrNotCountable
+	}
+	return n.image.CompressedBytes()
+}
 
 // FreeBytes implements device.
 func (n *nbdEnd) FreeBytes() (int64, error) { return 0, loopdev.ErrNotCountable }
@@ -163,14 +186,29 @@ func (n *nbdEnd) ReadMark() (loopdev.Mark, bool, error) { return loopdev.Mark{},
 // RemoveMark implements device.
 func (n *nbdEnd) RemoveMark() error { return nil }
 
-// Place implements ground: it lies on no file system that could be seen from here.
-func (n *nbdEnd) Place() (*loopdev.Place, error) { return nil, nil } //nolint:nilnil // as documented
+// Place implements ground: that of the server's file, if it is known.
+func (n *nbdEnd) Place() (*loopdev.Place, error) {
+	if n.image == nil {
+		return nil, nil //nolint:nilnil // as documented
+	}
+	return n.image.Place()
+}
 
 // Fragments implements ground.
-func (n *nbdEnd) Fragments() (int64, error) { return 0, loopdev.ErrNotCountable }
+func (n *nbdEnd) Fragments() (int64, error) {
+	if n.image == nil {
+		return 0, loopdev.ErrNotCountable
+	}
+	return n.image.Fragments()
+}
 
 // Trim implements ground.
-func (n *nbdEnd) Trim(int64) (int64, error) { return 0, unix.EOPNOTSUPP }
+func (n *nbdEnd) Trim(minBytes int64) (int64, error) {
+	if n.image == nil {
+		return 0, loopdev.ErrCannotPunch
+	}
+	return n.image.Trim(minBytes)
+}
 
 // Stacked implements ground.
 func (n *nbdEnd) Stacked() ([]string, error) { return nil, nil }

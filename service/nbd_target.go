@@ -99,6 +99,9 @@ func (s *Service) openExport(t target, write bool) (_ *end, err error) {
 			Hint: "start the server, or check the URI, for example with: nbdinfo '" + t.path + "'",
 		}, lock.release())
 	}
+	if err := n.findImage(); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
 	n.info = loopdev.Info{
 		Kind: nbdKind, Path: t.path, Bytes: n.Bytes(), Key: fmt.Sprintf("%s:%d", exportKey(t.export), n.Bytes()),
 		LogicalBlockBytes: n.MinBlockBytes(),

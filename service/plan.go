@@ -140,9 +140,15 @@ func (a *attempt) poolChain() (c *chain, err error) {
 	return c, c.onPlace(place)
 }
 
-// hasDiscardsLeft says whether going on frees space before it takes any.
+// hasDiscardsLeft says whether going on frees space before it takes any. All discards are
+// repeated: those of an export may have been taken by a server that freed nothing, and may
+// now have one that does.
 func (a *attempt) hasDiscardsLeft() bool {
-	return a.known != nil && a.request.Options.DiscardSource && a.known.state.Hydrated.Count() > a.known.state.Discarded.Count()
+	if a.known == nil || !a.request.Options.DiscardSource {
+		return false
+	}
+	hydrated, discarded := a.known.state.Hydrated.Count(), a.known.state.Discarded.Count()
+	return hydrated > discarded || hydrated > 0 && a.source.kind == nbdKind
 }
 
 // spaceHint is how to get the space that is missing.

@@ -57,7 +57,8 @@ func (m *migration) run(ctx context.Context, sink Sink) error {
 	for _, w := range m.warnings {
 		r.warn(w)
 	}
-	defer context.AfterFunc(ctx, m.source.hurry)()
+	stop := context.AfterFunc(ctx, m.source.hurry)
+	defer stop()
 	err = m.carryOut(ctx, r, state)
 	if err == nil {
 		return nil
@@ -297,7 +298,7 @@ func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) e
 	// Also of a run that stopped: what it has discarded is not to be kept from others.
 	err = errors.Join(err, r.meter.returner.finish())
 	if errors.Is(err, hydrate.ErrNoSpace) {
-		m.spaceHint = r.meter.hint(r.clone.Geometry.RegionBytes())
+		m.spaceHint = m.source.spaceHint() + r.meter.hint(r.clone.Geometry.RegionBytes())
 	}
 	if badErr := m.noteBad(err); badErr != nil {
 		err = errors.Join(err, badErr)
