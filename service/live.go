@@ -19,7 +19,7 @@ const (
 	maxLiveTimeout     = 7 * 24 * time.Hour
 	// liveAskTime bounds how long a request that a dead process has taken with it
 	// waits in the kernel after the next one has come.
-	liveAskTime = 5 * time.Second
+	liveAskTime = 3 * time.Second
 	// holdPatience is how long a killed process may seem to be there: until its last
 	// I/O has ended.
 	holdPatience = 30 * time.Second

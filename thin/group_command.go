@@ -85,6 +85,14 @@ func (e *commandError) Error() string {
 // run runs a command of LVM and returns its standard output, also if it failed. The
 // error has what it said.
 func (l lvm2) run(command string, args ...string) ([]byte, error) {
+	filter, err := l.passOver()
+	if err != nil {
+		return nil, err
+	}
+	return l.execute(command, withConfig(filter, args)...)
+}
+
+func (l lvm2) execute(command string, args ...string) ([]byte, error) {
 	program, err := l.program()
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,7 @@ func (s *site) newLively(kind, destination string, imageBytes int64, flags ...st
 	dir, err := os.MkdirTemp("/mnt", "image")
 	s.must(err)
 	s.do("mount", "-o", "loop", l.image, dir)
-	for i := range 12 {
+	for i := range min(12, int(imageBytes/(6*mib))) {
 		l.fill(filepath.Join(dir, fmt.Sprintf("old%d", i)), 2*mib, uint64(i))
 	}
 	s.must(unix.Unmount(dir, 0))
@@ -86,7 +87,9 @@ func (l *lively) path() string { return dm.Path(l.name) }
 // run starts the migration, and waits until the device is there.
 func (l *lively) run() *running {
 	l.Helper()
-	r := l.startMove(l.image, l.destination, append([]string{"--live", l.name, "--engine=user", "--discard-src"}, l.flags...)...)
+	// A test that fails is not to wait for a device that nobody serves any more.
+	flags := append([]string{"--live", l.name, "--engine=user", "--live-timeout=40s", "--discard-src"}, l.flags...)
+	r := l.startMove(l.image, l.destination, flags...)
 	r.await("the live device", func(e event) bool { return e.Event == "exported" })
 	return r
 }
@@ -157,7 +160,7 @@ func TestLiveInUse(t *testing.T) {
 	for kind, bytes := range map[string]int64{"ext4": 96 * mib, "xfs": 304 * mib} {
 		t.Run(kind, func(t *testing.T) {
 			s := newSite(t)
-			l := s.newLively(kind, s.slice(bytes+16*mib).path(), bytes, "--bwlimit=12MiB/s")
+			l := s.newLively(kind, s.slice(bytes+16*mib).path(), bytes, "--bwlimit=1MiB/s")
 			r := l.run()
 			f := l.mount()
 			l.check(f.dir)
@@ -167,6 +170,10 @@ func TestLiveInUse(t *testing.T) {
 			if phase := l.show(r.id()).Phase; phase != "running" {
 				t.Fatalf("the migration was %s before the files were written", phase)
 			}
+			s.must(r.cmd.Process.Signal(syscall.SIGTERM))
+			s.want(3, r.wait())
+			l.flags = nil // it has taken long enough
+			r = l.run()
 			s.must(os.Remove(f.path("old0")))
 			delete(l.sums, "old0")
 			s.want(0, r.wait())
