@@ -37,6 +37,5 @@
 //   - The end of serving waits for requests that have come, and those for the ends and the
 //     journal only, never for their client.
 //   - The device is under nothing that a resume has to look at first: udev leaves it alone
-//     (liveRules). LVM does not, so that its commands wait if its configuration lets it scan
-//     the device; a resume with a volume of LVM as an end has to exclude it.
+//     (liveRules), and the commands of LVM that package thin runs pass it over.
 package service
