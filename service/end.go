@@ -201,7 +201,7 @@ func checkPath(path string) error {
 // exists says whether there is something where the target leads.
 func (s *Service) exists(t target) (bool, error) {
 	if t.pool == "" {
-		_, err := os.Stat(t.path)
+		err := s.stat(t.path)
 		if errors.Is(err, os.ErrNotExist) {
 			return false, nil
 		}

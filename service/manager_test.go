@@ -35,7 +35,9 @@ func (s *site) await(m *Manager, id string, states ...State) Status {
 	s.Helper()
 	for begun := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		st, err := m.Status(id)
-		s.must(err)
+		if !errors.Is(err, ErrUnknownMigration) { // a command has begun it a moment ago
+			s.must(err)
+		}
 		for _, want := range states {
 			if st.State == want {
 				return st

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -99,4 +100,28 @@ func (s *Service) lstat(name string) error {
 	}
 	_, err := os.Lstat(name)
 	return err
+}
+
+// stat says whether a path leads to something that this service may use.
+func (s *Service) stat(path string) error {
+	if s.confined == nil {
+		_, err := os.Stat(path)
+		return err
+	}
+	found, err := s.confined.Locate(path)
+	if errors.Is(err, os.ErrNotExist) {
+		// Nor may it lead through a link to what is not there yet.
+		dir, err := s.confined.Locate(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		if err := dir.Close(); err != nil {
+			return err
+		}
+		return os.ErrNotExist
+	}
+	if err != nil {
+		return err
+	}
+	return found.Close()
 }
