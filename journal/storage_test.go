@@ -233,6 +233,48 @@ func TestFault60SecondLocker(t *testing.T) {
 	}
 }
 
+// Who looks disturbs nobody, and sees what the holder has said of itself.
+func TestHolderOfALock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.lock")
+	if err := journal.Holder(path); err != nil {
+		t.Errorf("without a file: %v", err)
+	}
+	for _, name := range []string{"", "hydrated"} {
+		l, err := journal.LockAs(path, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var locked *journal.LockedError
+		if err := journal.Holder(path); !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Holder != name {
+			t.Errorf("as %q: %v", name, err)
+		}
+		if _, err := journal.Lock(path); !errors.As(err, &locked) || locked.Holder != name || !strings.Contains(err.Error(), name) {
+			t.Errorf("as %q: %v", name, err)
+		}
+		if err := l.Unlock(); err != nil {
+			t.Fatal(err)
+		}
+		if err := journal.Holder(path); err != nil {
+			t.Errorf("of a free lock: %v", err)
+		}
+	}
+	// What older versions and mistakes leave in the file is for people only.
+	l, err := journal.Lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Unlock()
+	for text, pid := range map[string]int{"": 0, "17\n": 17, "x y z": 0, "-3": 0, strings.Repeat("9", 99): 0} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var locked *journal.LockedError
+		if err := journal.Holder(path); !errors.As(err, &locked) || locked.PID != pid {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestLockFollowsNoLink(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink(filepath.Join(dir, "victim"), filepath.Join(dir, "m.lock")); err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -298,15 +297,14 @@ func (s *Service) create(t target, bytes int64) (*end, error) {
 	return e, err
 }
 
-// remove deletes a destination that a migration had created.
+// remove deletes an end, and closes it whatever comes of that.
 func (s *Service) remove(e *end) error {
 	if e.pool == nil {
-		path := e.Info().Path
-		if err := e.sameUnderPath(path); err != nil {
-			return err
+		file, ok := e.base.(*loopdev.Device)
+		if !ok {
+			return errors.Join(loopdev.ErrWrongType, e.Close())
 		}
-		err := os.Remove(path)
-		return errors.Join(err, e.Close())
+		return errors.Join(file.Unlink(), e.Close())
 	}
 	if err := e.Close(); err != nil {
 		return err
@@ -316,22 +314,6 @@ func (s *Service) remove(e *end) error {
 		return err
 	}
 	return errors.Join(pool.DeleteVolume(e.target.volume), pool.Close())
-}
-
-// sameUnderPath makes sure that path still leads to the object that is open.
-func (e *end) sameUnderPath(path string) error {
-	d, err := loopdev.Open(path, loopdev.Options{})
-	if err != nil {
-		return err
-	}
-	key := d.Info().Key
-	if err := d.Close(); err != nil {
-		return err
-	}
-	if key != e.Info().Key {
-		return fmt.Errorf("%s is another object by now", filepath.Clean(path))
-	}
-	return nil
 }
 
 // hurry keeps a server that does not answer from delaying the end of a run.

@@ -359,10 +359,11 @@ func (m *migration) endForward(r *reporter, state journal.State) error {
 		m.warnUnfreed(r, now)
 	}
 	if m.record.RemoveSource && m.source.kind == "file" {
-		if err := m.s.remove(m.source); err != nil {
+		source := m.source
+		m.source = nil
+		if err := m.s.remove(source); err != nil {
 			return m.failure(fmt.Errorf("remove the source: %w", err))
 		}
-		m.source = nil
 	}
 	r.setPhase(donePhase)
 	r.tell(DoneEvent, func(e *Event) {
@@ -447,10 +448,14 @@ func (m *migration) whereabouts() string {
 	if err != nil {
 		return "nothing was lost; the journal tells which end holds what when it is opened again"
 	}
-	all := m.journal.Superblock().Geometry.Regions()
-	giver, taker := m.roles(state.Direction)
+	// By the journal's names: one of the ends may be closed by now.
+	sb := m.journal.Superblock()
+	giver, taker := sb.Source.Name, sb.Destination.Name
+	if state.Direction == journal.Backward {
+		giver, taker = taker, giver
+	}
 	return fmt.Sprintf("nothing was lost: %d of %d regions are safe at %s, the rest is whole at %s",
-		state.Hydrated.Count(), all, taker.name, giver.name)
+		state.Hydrated.Count(), sb.Geometry.Regions(), taker, giver)
 }
 
 func (m *migration) direction() journal.Direction {
