@@ -18,7 +18,7 @@ func TestSourceThatCannotBeRemoved(t *testing.T) {
 	o := slowly()
 	o.RemoveSource = true
 	r := &recorder{}
-	err := s.Migrate(context.Background(), s.request("in/image", "moved", o), func(e Event) {
+	err := s.Migrate(context.Background(), s.request(s.path("in/image"), "moved", o), func(e Event) {
 		r.sink(e)
 		if discarded(e) && s.exists("in/image") {
 			s.must(os.Rename(s.path("in/image"), s.path("in/elsewhere")))
