@@ -74,7 +74,7 @@ func (p *program) rootCommand() *cobra.Command {
 	flags.BoolVar(&f.detach, "detach", false, "hand the migration to hydrated and write its ID; the service has to run on this state directory")
 	p.addServiceFlags(root)
 	root.AddCommand(p.listCommand(), p.showCommand(), p.explainCommand(), p.verifyCommand(),
-		p.reverseCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand())
+		p.reverseCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.watchCommand())
 	return root
 }
 

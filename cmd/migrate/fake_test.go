@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		})
 		os.Exit(p.run(os.Args[1:]))
 	}
+	if os.Getenv("DECANT_MIGRATE_REAL") != "" { // the program as it is
+		os.Exit(newProgram(openService).run(os.Args[1:]))
+	}
 	time.Local = time.UTC // golden files hold times
 	// A service of this machine is none of the tests' business.
 	if err := errors.Join(os.Setenv(serviceVariable, noService), keepOnDisk()); err != nil {

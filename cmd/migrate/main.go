@@ -51,6 +51,7 @@ type program struct {
 	serviceAddress, tokenFile    string
 	openService                  func(stateDir string) (migrations, error)
 	find                         func(context.Context) (*api.Client, error) // nil: there are no services
+	terminal                     func() *screenTerminal                     // that a watch can have for itself; nil: none
 	exitAtOnce                   func(code int)
 	serveSafely                  func()
 }
@@ -72,6 +73,7 @@ func newProgram(open func(stateDir string) (migrations, error)) *program {
 		serveSafely:   serveSafely,
 	}
 	p.find = p.findService
+	p.terminal = func() *screenTerminal { return terminal(os.Stdin, os.Stdout) }
 	return p
 }
 

@@ -36,7 +36,7 @@ func (p *program) addServiceFlags(root *cobra.Command) {
 // that was named, by the flag or in the environment, has to be there; without the flag
 // --state-dir it is taken for the right one.
 func (p *program) findService(ctx context.Context) (*api.Client, error) {
-	address, named := firstOf(p.serviceAddress, os.Getenv(serviceVariable), defaultSocket)
+	address, named := firstOf(p.serviceAddress, serviceFromEnvironment(), defaultSocket)
 	if address == noService {
 		return nil, nil //nolint:nilnil // no service is no error
 	}
@@ -62,6 +62,8 @@ func (p *program) findService(ctx context.Context) (*api.Client, error) {
 	}
 	return nil, nil //nolint:nilnil // the default one is not there, or not for us
 }
+
+func serviceFromEnvironment() string { return os.Getenv(serviceVariable) }
 
 func (p *program) newClient(address string) (*api.Client, error) {
 	tokenFile, _ := firstOf(p.tokenFile, os.Getenv(tokenVariable), "")
