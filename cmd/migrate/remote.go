@@ -115,6 +115,12 @@ func (f *following) untilEnd(ctx context.Context) (service.Status, error) {
 			return service.Status{Summary: service.Summary{ID: f.id}}, err
 		}
 		status, err := f.settled(ctx)
+		if errors.Is(err, api.ErrNoService) { // a run also ends with the service
+			if err := f.reconnect(ctx); err != nil {
+				return status, err
+			}
+			status, err = f.settled(ctx)
+		}
 		if err != nil {
 			return status, err
 		}
