@@ -24,6 +24,7 @@ const patience = 90 * time.Second
 type site struct {
 	testing.TB
 	dir, state string
+	socketDir  string // of the volume while it hydrates; made when it is first needed
 }
 
 func newSite(t testing.TB) *site {
@@ -60,6 +61,7 @@ type event struct {
 	PeakExtraBytes     int64    `json:"peak_extra_bytes"`
 	ElapsedSeconds     *float64 `json:"elapsed_seconds"`
 	SourceFreedBytes   *int64   `json:"source_freed_bytes"`
+	Export             string   `json:"export"`
 	Reason             string   `json:"reason"`
 	Hint               string   `json:"hint"`
 
