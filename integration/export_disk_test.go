@@ -218,10 +218,11 @@ func (u user) work(until context.Context) error {
 
 func (u user) one() error {
 	const runBytes = 8 * kib
-	bytes := int64(len(u.original))
+	bytes, unit := int64(len(u.original)), max(sectorBytes, u.client.MinBlockBytes())
+	half := runBytes / 2 / unit
 	run := u.rng.Int64N(bytes/runBytes/u.of)*u.of + u.number
-	off := run*runBytes + u.rng.Int64N(8)*sectorBytes
-	n := min(sectorBytes*(1+u.rng.Int64N(8)), bytes-off)
+	off := run*runBytes + u.rng.Int64N(half)*unit
+	n := min(unit*(1+u.rng.Int64N(half)), bytes-off)
 	if u.of == 1 && u.rng.IntN(8) == 0 { // also whole regions
 		off, n = run/32*32*runBytes, min(256*kib*(1+u.rng.Int64N(3)), bytes-run/32*32*runBytes)
 	}
