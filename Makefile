@@ -39,7 +39,7 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               thin_check:thin-provisioning-tools ip:iproute2 \
               nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils \
               qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio \
-              systemd-analyze:systemd rpm:rpm curl:curl
+              systemd-analyze:systemd rpm:rpm curl:curl prometheus:prometheus
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
 NEED_BENCH := $(NEED_DEMO) linux.uml:user-mode-linux insmod:kmod qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,12 +19,20 @@ import (
 
 	"go.uber.org/goleak"
 
+	"decant/journal"
 	"decant/service"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv("DECANT_API_STRANGER") != "" {
 		os.Exit(beStranger())
+	}
+	// Journals are refused in memory.
+	if err := journal.CheckFileSystem(os.TempDir()); err != nil {
+		if err := errors.Join(journal.CheckFileSystem("/var/tmp"), os.Setenv("TMPDIR", "/var/tmp")); err != nil {
+			fmt.Fprintln(os.Stderr, "no temporary directory is on a disk, set TMPDIR:", err)
+			os.Exit(1)
+		}
 	}
 	goleak.VerifyTestMain(m)
 }

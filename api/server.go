@@ -59,6 +59,7 @@ type Server struct {
 	metrics *metrics
 	openapi []byte // the document, in YAML
 
+	patience    time.Duration // for a reader of events to take one
 	slots       chan struct{} // one for each connection
 	subscribers chan struct{} // one for each event stream
 	stopping    chan struct{} // closed when event streams have to end
@@ -73,7 +74,7 @@ func New(c Config) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{Config: c, hosts: allowedHosts(c.Hosts), token: c.Token, log: c.Log, stopping: make(chan struct{})}
+	s := &Server{Config: c, hosts: allowedHosts(c.Hosts), token: c.Token, log: c.Log, stopping: make(chan struct{}), patience: eventWriteTimeout}
 	s.MostSubscribers = orDefault(s.MostSubscribers, defaultSubscribers)
 	s.slots = make(chan struct{}, orDefault(s.MostConnections, defaultConnections))
 	s.subscribers = make(chan struct{}, s.MostSubscribers)

@@ -112,7 +112,7 @@ func (s *Server) stream(r *http.Request, w http.ResponseWriter, id string, event
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no") // a proxy must not collect events
-	out := &eventWriter{w: w, control: http.NewResponseController(w)}
+	out := &eventWriter{w: w, control: http.NewResponseController(w), patience: s.patience}
 	w.WriteHeader(http.StatusOK)
 	out.send(": decant\nretry: 1000\n\n")
 	defer func() { events.Close() }()
@@ -152,16 +152,17 @@ func nextWithin(ctx context.Context, events Events, patience time.Duration) (ser
 // eventWriter writes a stream, each piece within a time: a reader that does not read
 // is left, not waited for.
 type eventWriter struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	err     error
+	w        http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+	err      error
 }
 
 func (o *eventWriter) send(text string) {
 	if o.err != nil {
 		return
 	}
-	if o.err = o.control.SetWriteDeadline(time.Now().Add(eventWriteTimeout)); o.err != nil {
+	if o.err = o.control.SetWriteDeadline(time.Now().Add(o.patience)); o.err != nil {
 		return
 	}
 	if _, o.err = o.w.Write([]byte(text)); o.err == nil {

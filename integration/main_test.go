@@ -12,7 +12,7 @@ import (
 )
 
 // The programs under test, built once for all tests.
-var migratePath, thinctlPath string
+var migratePath, thinctlPath, hydratedPath string
 
 const (
 	// binariesVariable names a directory with programs that are built already.
@@ -46,7 +46,9 @@ var tools = map[string]string{
 	"nbdinfo":     "libnbd-bin",
 	"nbdkit":      "nbdkit",
 	"nohup":       "coreutils",
+	"prometheus":  "prometheus",
 	"prlimit":     "util-linux",
+	"promtool":    "prometheus",
 	"qemu-img":    "qemu-utils",
 	"qemu-io":     "qemu-utils",
 	"qemu-nbd":    "qemu-utils",
@@ -122,14 +124,14 @@ func buildPrograms(dir string) error {
 	if built := os.Getenv(binariesVariable); built != "" {
 		dir = built
 	} else {
-		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/migrate", "./cmd/thinctl")
+		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/migrate", "./cmd/thinctl", "./cmd/hydrated")
 		cmd.Dir = ".."
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the programs: %w\n%s", err, out)
 		}
 	}
-	migratePath, thinctlPath = filepath.Join(dir, "migrate"), filepath.Join(dir, "thinctl")
-	for _, path := range []string{migratePath, thinctlPath} {
+	migratePath, thinctlPath, hydratedPath = filepath.Join(dir, "migrate"), filepath.Join(dir, "thinctl"), filepath.Join(dir, "hydrated")
+	for _, path := range []string{migratePath, thinctlPath, hydratedPath} {
 		if err := unix.Access(path, unix.X_OK); err != nil {
 			return fmt.Errorf("%s cannot be run: %w", path, err)
 		}
