@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,4 +125,48 @@ func TestHurry(t *testing.T) {
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("it took %v", took)
 	}
+}
+
+// Going through a hole that is much larger than what one request can ask about costs one
+// walk, not one for each step; also for several who go through several holes.
+func TestLargeHolesAreAskedForOnce(t *testing.T) {
+	const windows = 64
+	h := &sparse{huge: huge{bytes: windows * statusBytes}, data: []int64{20*statusBytes + 5, 41 * statusBytes}}
+	c := dial(t, serveDevice(t, h).uri(""), Options{})
+	for step := range int64(2 * windows) {
+		for _, lag := range []int64{0, 3, 30} {
+			off := max(0, step-lag) * statusBytes / 2
+			want := h.next(off)
+			if start, _, err := c.NextData(off); start != want || err != nil {
+				t.Fatalf("data behind %d is at %d, %v; want %d", off, start, err, want)
+			}
+		}
+	}
+	if n := h.asked.Load(); n > 12*windows {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
+// sparse has a byte of data here and there.
+type sparse struct {
+	huge
+	data  []int64
+	asked atomic.Int64
+}
+
+func (s *sparse) next(off int64) int64 {
+	for _, at := range s.data {
+		if at >= off {
+			return at
+		}
+	}
+	return s.bytes
+}
+
+func (s *sparse) Extents(off, n int64) ([]Extent, error) {
+	s.asked.Add(1)
+	if at := s.next(off); at > off {
+		return []Extent{{Bytes: min(n, at-off), Hole: true, Zero: true}}, nil
+	}
+	return []Extent{{Bytes: 1}}, nil
 }

@@ -14,11 +14,17 @@ type window struct {
 	data       []span // in order, without neighbours that touch; between them are zeros
 }
 
-// extentCache is the window that was asked for last.
+// keptHoles is how many holes are remembered: one for each of those who go through the
+// export at a time, and some more.
+const keptHoles = 8
+
+// extentCache is the window that was asked for last, and the holes that were seen last.
+// A hole may reach over many windows, and who goes through it step by step asks once.
 type extentCache struct {
 	mu         sync.Mutex
 	generation uint64 // grows with each forget
 	last       window
+	holes      []span // the oldest first
 }
 
 // forget makes the next NextData ask again.
@@ -26,13 +32,39 @@ func (e *extentCache) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generation++
-	e.last = window{}
+	e.last, e.holes = window{}, nil
 }
 
 func (e *extentCache) get() (window, uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.last, e.generation
+}
+
+// skip is where the hole ends that off is known to lie in, or off.
+func (e *extentCache) skip(off int64) (int64, uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, h := range e.holes {
+		if off >= h.start && off < h.end {
+			off = h.end
+		}
+	}
+	return off, e.generation
+}
+
+// keepHole keeps a hole that was found since a generation, unless that is over.
+func (e *extentCache) keepHole(found span, generation uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	known := slices.ContainsFunc(e.holes, func(h span) bool { return h.start <= found.start && found.end <= h.end })
+	if e.generation != generation || known || found.end-found.start <= statusBytes {
+		return
+	}
+	if len(e.holes) == keptHoles {
+		e.holes = slices.Delete(e.holes, 0, 1)
+	}
+	e.holes = append(e.holes, found)
 }
 
 // keep keeps what was asked for at a generation, unless that is over.
@@ -69,6 +101,9 @@ func (c *Client) NextData(off int64) (start, end int64, err error) {
 	if !c.export.allocation {
 		return off, c.Bytes(), nil
 	}
+	from := off
+	off, since := c.holes.skip(off)
+	defer func() { c.holes.keepHole(span{from, off}, since) }()
 	for off < c.Bytes() {
 		w, generation := c.holes.get()
 		if off < w.start || off >= w.end {
@@ -78,6 +113,7 @@ func (c *Client) NextData(off int64) (start, end int64, err error) {
 			c.holes.keep(w, generation)
 		}
 		if s, ok := w.next(off); ok {
+			off = s.start
 			return s.start, s.end, nil
 		}
 		off = w.end

@@ -174,3 +174,5 @@ func remoteSite(t *testing.T, n int) (*site, *remoteDisk, []byte) {
 	clear(content[n/4 : n/2])
 	return s, newRemoteDisk(content), content
 }
+
+func exportOf(d *remoteDisk) nbd.Export { return nbd.Export{Device: d} }

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"decant/journal"
@@ -51,26 +53,54 @@ func sampleBounds(bytes int64) []int64 {
 // piece of its hole, outside the regions of without. What cannot be read is no sample.
 func (n *nbdEnd) takeSamples(g region.Geometry, without *region.Set) ([]sourceSample, error) {
 	var samples []sourceSample
-	buffer := make([]byte, sampleBytes)
 	bounds := sampleBounds(g.DeviceBytes())
 	for i, from := range bounds[:len(bounds)-1] {
 		place, ok, err := n.samplePlace(g, without, byteSpan{from, bounds[i+1]})
 		if err != nil {
 			return nil, err
 		}
-		if !ok {
-			continue
-		}
-		p := buffer[:place.end-place.start]
-		switch _, err := n.ReadAt(p, place.start); {
-		case errors.Is(err, unix.EIO):
-		case err != nil:
-			return nil, err
-		default:
-			samples = append(samples, sourceSample{Off: place.start, Bytes: int64(len(p)), Sum: xxh3.Hash(p)})
+		if ok {
+			samples = append(samples, sourceSample{Off: place.start, Bytes: place.end - place.start})
 		}
 	}
-	return samples, nil
+	unreadable := sourceSample{}
+	err := eachSample(n, samples, func(i int, p []byte) {
+		if p == nil {
+			samples[i] = unreadable
+			return
+		}
+		samples[i].Sum = xxh3.Hash(p)
+	})
+	return slices.DeleteFunc(samples, func(s sourceSample) bool { return s == unreadable }), err
+}
+
+// eachSample reads all samples, many at a time since a server may be far away, and visits
+// what is there now; nil where it cannot be read.
+func eachSample(export io.ReaderAt, samples []sourceSample, visit func(i int, now []byte)) error {
+	const atOnce = 16
+	var readers errgroup.Group
+	readers.SetLimit(atOnce)
+	var visiting sync.Mutex
+	for i, s := range samples {
+		if s.Bytes <= 0 || s.Bytes > sampleBytes {
+			return errors.Join(fmt.Errorf("a sample of %d bytes", s.Bytes), readers.Wait())
+		}
+		readers.Go(func() error {
+			p := make([]byte, s.Bytes)
+			_, err := export.ReadAt(p, s.Off)
+			if errors.Is(err, unix.EIO) {
+				p, err = nil, nil // a bad place says nothing, and is listed when it is copied
+			}
+			if err != nil {
+				return err
+			}
+			visiting.Lock()
+			defer visiting.Unlock()
+			visit(i, p)
+			return nil
+		})
+	}
+	return readers.Wait()
 }
 
 // samplePlace is where to take the sample of a part. It is false if all of the part is
@@ -106,22 +136,12 @@ func dropIn(samples []sourceSample, g region.Geometry, set *region.Set) []source
 // anyDiffers says whether one of the samples reads as something else, and for which it
 // matters.
 func anyDiffers(export io.ReaderAt, samples []sourceSample, matters func(now []byte) bool) (at sourceSample, differs bool, err error) {
-	buffer := make([]byte, sampleBytes)
-	for _, s := range samples {
-		if s.Bytes <= 0 || s.Bytes > sampleBytes {
-			return s, false, fmt.Errorf("a sample of %d bytes", s.Bytes)
+	err = eachSample(export, samples, func(i int, now []byte) {
+		if now != nil && xxh3.Hash(now) != samples[i].Sum && matters(now) {
+			at, differs = samples[i], true
 		}
-		p := buffer[:s.Bytes]
-		if _, err := export.ReadAt(p, s.Off); errors.Is(err, unix.EIO) {
-			continue // a bad place says nothing, and is listed when it is copied
-		} else if err != nil {
-			return s, false, err
-		}
-		if xxh3.Hash(p) != s.Sum && matters(p) {
-			return s, true, nil
-		}
-	}
-	return sourceSample{}, false, nil
+	})
+	return at, differs, err
 }
 
 // expect makes the samples what the export has to hold after each lost connection. A
@@ -138,7 +158,7 @@ func (n *nbdEnd) recognize(export io.ReaderAt) error {
 	samples := slices.Clone(n.samples)
 	n.mu.Unlock()
 	at, differs, err := anyDiffers(export, samples, always)
-	if differs {
+	if err == nil && differs {
 		err = fmt.Errorf("%w: what it holds at byte %d is not what was there before", nbd.ErrChanged, at.Off)
 	}
 	return err
