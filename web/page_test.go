@@ -1,0 +1,383 @@
+package web
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+
+	"decant/service"
+)
+
+// oneOfEach is a migration in every state.
+func oneOfEach() []status {
+	var list []status
+	for i, state := range []string{"running", "queued", "paused", "stopped", "failed", "done", "cancelled", "reversed", "external"} {
+		s := migrationOf(fmt.Sprintf("%08x", 0x5f0c91ab+i*0x1234567), "/images/"+state+".raw", "fast/"+state, state)
+		if state == "stopped" || state == "failed" {
+			s.Reason = "no space: pool vg0/tp has no data blocks"
+			s.Hint = "give the pool more space: lvextend -L +512M vg0/tp"
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+func TestPageShowsEveryState(t *testing.T) {
+	f := newFakeAPI(t)
+	list := oneOfEach()
+	f.put(list...)
+	p := openTab(t, f.URL, 1280, 900)
+	p.wait("document.querySelectorAll('.migrations tbody tr').length === %d", len(list))
+	for _, s := range list {
+		p.wait("!!document.querySelector('[data-state=%s]')", s.State)
+		p.do(chromedp.Navigate(f.URL + "#/m/" + s.ID))
+		p.waitText("h1", s.State+".raw")
+		p.waitText(".paths", s.Destination)
+		if s.Reason != "" {
+			p.waitText(".notice", s.Reason)
+			p.waitText(".notice .hint", s.Hint)
+		}
+		want := map[string]string{
+			"running": "Pause,Cancel and reverse…", "queued": "Pause,Cancel…", "paused": "Resume,Cancel and reverse…", "stopped": "Resume,Cancel and reverse…",
+			"failed": "Resume,Cancel and reverse…", "done": "Verify,Reverse…", "cancelled": "", "reversed": "", "external": "Pause",
+		}[s.State]
+		if got := eval[string](p, "[...document.querySelectorAll('.controls button')].map((b) => b.innerText).join()"); got != want {
+			t.Errorf("%s: the buttons are %q, not %q", s.State, got, want)
+		}
+		p.press("All migrations")
+		p.waitText("h1", "Migrations")
+	}
+}
+
+func TestPageWithoutMigrations(t *testing.T) {
+	f := newFakeAPI(t)
+	p := openTab(t, f.URL, 1280, 900)
+	p.waitText(".empty", "No migrations yet")
+	p.waitText("section", "None is known here") // pools
+
+	f.mu.Lock()
+	f.answers["GET /v1/migrations"] = problem{Status: 500, Title: "Internal Server Error", Detail: "the state directory cannot be read", Hint: "look at its permissions"}
+	f.answers["GET /v1/pools"] = problem{Status: 500, Title: "Internal Server Error", Detail: "lvs has failed"}
+	f.mu.Unlock()
+	p.do(chromedp.Reload())
+	p.waitText(".notice", "the state directory cannot be read")
+	p.waitText(".hint", "look at its permissions")
+	if p.text(); strings.Contains(p.text(), "No migrations yet") {
+		t.Error("a list that cannot be read is called empty")
+	}
+	f.mu.Lock()
+	delete(f.answers, "GET /v1/migrations")
+	f.mu.Unlock()
+	p.waitText(".empty", "No migrations yet") // by itself
+	p.waitText(".notice", "lvs has failed")
+}
+
+func TestPageOfAMigrationThatIsNot(t *testing.T) {
+	f := newFakeAPI(t)
+	for _, id := range []string{"deadbeef", "%3Cb%3E", "%", "a/b"} {
+		p := openTab(t, f.URL+"#/m/"+id, 800, 600)
+		p.waitText("h1", "There is no migration")
+	}
+}
+
+// fault 89: names of images and volumes, and messages about them, are text, whatever
+// they look like, and what does not print is visible.
+func TestFault89NamesAreText(t *testing.T) {
+	const (
+		markup  = `<img src=x onerror="window.hit=1"><script>window.hit=1</script>`
+		breaks  = `"'><svg onload=window.hit=1>${window.hit=1}`
+		hidden  = "a\u202egpj.exe\x1b[31m\nb\x00c\u200bd"
+		visible = `a\u{202e}gpj.exe\u{1b}[31m\nb\u{0}c\u{200b}d`
+	)
+	f := newFakeAPI(t)
+	s := migrationOf("5f0c91ab", "/images/"+markup+hidden, "pool/"+breaks+hidden, "stopped")
+	s.Reason, s.Hint = markup+hidden, breaks+hidden
+	f.put(s)
+	f.pools = []map[string]any{{"name": markup + hidden, "kind": "directory", "volumes": 1}}
+	f.bad["5f0c91ab"] = []service.BadBytes{{Offset: 4096, Bytes: 512, Error: markup + hidden}}
+	warning := eventOf(s, service.Warning, 1)
+	warning.Message = markup + hidden
+	f.tell(warning)
+	p := openTab(t, f.URL, 1280, 900)
+	check := func(where string) {
+		t.Helper()
+		if eval[bool](p, "window.hit === 1 || !!document.querySelector('img[src=x], svg[onload]') || document.scripts.length !== 1") {
+			t.Errorf("%s: a name was taken for markup", where)
+		}
+		if shown := eval[string](p, "document.body.innerText + document.title"); strings.ContainsAny(shown, "\u202e\x1b\x00\u200b") {
+			t.Errorf("%s: characters that do not print are in the text", where)
+		}
+		if titles := eval[string](p, "[...document.querySelectorAll('[title], [aria-label]')].map((e) => e.title + e.ariaLabel).join()"); strings.ContainsAny(titles, "\u202e\x1b\x00\u200b\n") {
+			t.Errorf("%s: characters that do not print are in attributes: %q", where, titles)
+		}
+	}
+	p.waitText(".migrations", visible)
+	p.waitText(".migrations", markup)
+	p.waitText(".pools", visible)
+	check("list")
+	p.do(chromedp.Navigate(f.URL + "#/m/5f0c91ab"))
+	p.waitText(".notice", breaks+visible)
+	p.waitText(".events", "Warning: "+markup+visible)
+	p.waitText("table.bad", markup+visible)
+	check("migration")
+	p.press("Cancel and reverse…")
+	p.waitText("dialog", markup+visible)
+	check("dialog")
+}
+
+// fault 95: a migration whose source is not whole any more is not simply cancelled, and
+// what cannot be undone has to be typed.
+func TestFault95CancellingIsTyped(t *testing.T) {
+	f := newFakeAPI(t)
+	whole := migrationOf("0000aaaa", "/images/whole.raw", "fast/whole", "paused")
+	whole.Discarded = 0
+	f.put(whole, migrationOf("0000bbbb", "/images/half.raw", "fast/half", "paused"))
+	p := openTab(t, f.URL+"#/m/0000aaaa", 1280, 900)
+	p.press("Cancel…")
+	p.waitText("dialog h2", "Cancel migration 0000aaaa?")
+	p.waitText("dialog", "/images/whole.raw")
+	p.fill("typed", "0000bbbb")
+	p.keys("\r")
+	if !eval[bool](p, "document.querySelector('dialog button[type=submit]').disabled") {
+		t.Error("the wrong word was enough")
+	}
+	p.do(chromedp.SetValue(chromedp.CSS("input[name=typed]"), ""))
+	p.fill("typed", "0000aaaa")
+	if len(f.requests()) > 0 {
+		t.Fatalf("done without being confirmed: %q", f.requests())
+	}
+	p.press("Cancel it")
+	p.wait("!document.querySelector('dialog')")
+	p.wait("document.querySelector('h1 + .state').dataset.state === 'cancelled'")
+
+	p.do(chromedp.Navigate(f.URL + "#/m/0000bbbb"))
+	p.press("Cancel and reverse…")
+	p.waitText("dialog", "regions were freed on the source, which is not whole any more")
+	p.fill("typed", "0000bbbb")
+	p.press("Cancel and reverse")
+	p.wait("!document.querySelector('dialog')")
+	want := []string{"POST /v1/migrations/0000aaaa/cancel {}", `POST /v1/migrations/0000bbbb/cancel {"reverse":true}`}
+	if got := f.requests(); !slices.Equal(got, want) {
+		t.Errorf("asked for %q", got)
+	}
+}
+
+// fault 96: starting over what already holds data, or removing the source, has to be
+// typed; what the service refuses stays refused, with its reason and hint.
+func TestFault96StartingOverIsTyped(t *testing.T) {
+	f := newFakeAPI(t)
+	f.answers["POST /v1/migrations"] = problem{
+		Status: 409, Title: "Conflict", Detail: "/images/vm.raw: its holes are not data: migration 5f0c91ab has begun to empty it",
+		Hint: "go on with it: migrate resume 5f0c91ab",
+	}
+	p := openTab(t, f.URL+"#/new", 1280, 900)
+	p.fill("source", "/images/vm.raw")
+	p.fill("destination", "/srv/vm copy.raw")
+	p.do(chromedp.Click(chromedp.CSS("input[name=overwrite]")))
+	p.press("Start")
+	p.waitText("dialog", "Whatever /srv/vm copy.raw holds now is overwritten")
+	if got := eval[string](p, "document.querySelector('dialog label code').innerText"); got != "vm copy.raw" {
+		t.Errorf("to be typed: %q", got)
+	}
+	p.fill("typed", "vm copy.raw")
+	p.press("Start")
+	p.waitText("dialog .notice", "its holes are not data")
+	p.waitText("dialog .hint", "migrate resume 5f0c91ab")
+	p.press("Leave it")
+	p.wait("!document.querySelector('dialog')")
+	p.press("Start")
+	p.wait("document.querySelector('input[name=typed]').value === ''")
+	p.keys("\x1b")
+	p.wait("!document.querySelector('dialog')")
+	if eval[string](p, "location.hash") != "#/new" {
+		t.Error("a refused migration has led elsewhere")
+	}
+}
+
+func TestCheckShowsTheProof(t *testing.T) {
+	f := newFakeAPI(t)
+	p := openTab(t, f.URL+"#/new", 1280, 900)
+	p.fill("source", "/images/vm.raw")
+	p.fill("destination", "fast/vm")
+	p.do(chromedp.Click(chromedp.CSS("input[name=discard_src]")))
+	p.press("Sizes, limits, order")
+	p.fill("region_size", "4 MiB")
+	p.fill("bwlimit", "50MiB/s")
+	p.fill("threshold", "8")
+	p.press("Check only")
+	p.waitText(".proof", "It can be done. 132 MiB are needed beside what the source frees, 2 GiB are there")
+	p.waitText(".proof .hint", "the source is mounted read-only elsewhere")
+	want := `POST /v1/migrations {"destination":"fast/vm","dry_run":true,"options":{"bwlimit":"50MiB/s","discard_src":true,"overwrite":false,` +
+		`"region_size":"4 MiB","remove_src":false,"threshold":8,"verify":false},"source":"/images/vm.raw"}`
+	if got := f.requests(); !slices.Equal(got, []string{want}) {
+		t.Errorf("asked for %s", got)
+	}
+	p.fill("source", "2") // what was checked is not this
+	p.wait("!document.querySelector('.proof')")
+
+	f.mu.Lock()
+	f.answers["POST /v1/migrations"] = problem{Status: 422, Title: "Unprocessable Entity", Detail: "fast/vm: too little space", Hint: "free 3.2 GiB"}
+	f.mu.Unlock()
+	p.press("Check only")
+	p.waitText(".notice.bad", "fast/vm: too little space")
+	p.waitText(".notice .hint", "free 3.2 GiB")
+}
+
+func TestLimitsAreChanged(t *testing.T) {
+	f := newFakeAPI(t)
+	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.fill("bwlimit", "80 MiB/s")
+	p.press("Set limits")
+	p.waitText(".limits", "Changed.")
+	want := `PATCH /v1/migrations/5f0c91ab {"bwlimit":"80 MiB/s","priority":0,"threshold":32}`
+	if got := f.requests(); !slices.Equal(got, []string{want}) {
+		t.Errorf("asked for %s", got)
+	}
+}
+
+func TestEventsMoveThePage(t *testing.T) {
+	f := newFakeAPI(t)
+	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")
+	f.put(s)
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	e := eventOf(s, service.Progress, 2)
+	e.BytesCopied, e.RateBytesPerSecond = 9<<30, 33<<20
+	f.tell(e)
+	p.waitText(".figures", "9.00 GiB")
+	p.waitText(".figures", "33.0 MiB/s")
+	p.waitText(".chart", "33.0 MiB/s")
+	before := eval[string](p, "document.querySelector('.map canvas').ariaLabel")
+	f.mu.Lock()
+	f.cells[s.ID] = slices.Repeat([]service.Cell{{State: "discarded", Hydrated: 1}}, 1600)
+	f.cells[s.ID][7] = service.Cell{State: "bad"}
+	f.list[0].State, f.list[0].Reason = "stopped", "the source cannot be read"
+	f.mu.Unlock()
+	stopped := eventOf(s, service.StoppedRun, 3)
+	stopped.Reason, stopped.Hint = "the source cannot be read", "look at the kernel's log"
+	f.tell(stopped)
+	p.waitText(".events", "Stopped: the source cannot be read")
+	p.wait("document.querySelector('.map canvas').ariaLabel.includes('1 cannot be read')")
+	if after := eval[string](p, "document.querySelector('.map canvas').ariaLabel"); after == before {
+		t.Errorf("the map has not moved: %s", after)
+	}
+	p.waitText("#announcements", "vm.raw: stopped: the source cannot be read")
+}
+
+func TestServiceGoesAndComesBack(t *testing.T) {
+	f := newFakeAPI(t)
+	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")
+	f.put(s)
+	f.tell(eventOf(s, service.CommittedTx, -2), eventOf(s, service.CommittedTx, -1))
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	p.wait("!!document.querySelector('.chart canvas')")
+	f.vanish()
+	p.waitText(".banner", "The service has not answered since")
+	p.waitText(".banner", "Migrations are safe")
+	p.waitText("#announcements", "The service does not answer.")
+	p.wait("[...document.querySelectorAll('.controls button')].every((b) => b.disabled)")
+	p.waitText("h1", "vm.raw") // what was known stays
+	f.comeBack(t)
+	p.wait("!document.querySelector('.banner') && document.querySelector('.link').dataset.link === 'live'")
+	p.wait("[...document.querySelectorAll('.controls button')].every((b) => !b.disabled)")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if last := f.streamed[len(f.streamed)-1]; f.streamed[0] != "" || last != "2" {
+		t.Errorf("the streams began behind %q", f.streamed)
+	}
+}
+
+func TestPageOpenedWhileServiceIsGone(t *testing.T) {
+	f := newFakeAPI(t)
+	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
+	p := openTab(t, f.URL, 1280, 900)
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	f.mu.Lock()
+	f.answers["GET /v1/events"] = problem{Status: 503, Title: "Service Unavailable", Detail: "it is stopping"}
+	f.mu.Unlock()
+	p.do(chromedp.Reload())
+	p.waitText(".banner", "The service has not answered since")
+	f.mu.Lock()
+	clear(f.answers)
+	f.mu.Unlock()
+	p.press("Try now")
+	p.wait("!document.querySelector('.banner')")
+}
+
+func TestToken(t *testing.T) {
+	f := newFakeAPI(t)
+	f.token = "right token"
+	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.waitText("h1", "Token")
+	p.wait("document.activeElement.name === 'token'")
+	p.fill("token", "wrong\r")
+	p.waitText(".notice", "does not know this token")
+	p.do(chromedp.SetValue(chromedp.CSS("input[name=token]"), ""))
+	p.fill("token", "right token\r")
+	p.waitText("h1", "vm.raw")
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	if eval[bool](p, "location.href.includes('token') || document.cookie !== '' || localStorage.length > 0 || sessionStorage.length !== 1") {
+		t.Error("the token is somewhere else than in the session of the tab")
+	}
+	p.do(chromedp.Reload())
+	p.waitText("h1", "vm.raw")
+	p.press("Forget token")
+	p.waitText("h1", "Token")
+	if eval[int](p, "sessionStorage.length") != 0 || strings.Contains(p.text(), "vm.raw") {
+		t.Error("something is left of the session")
+	}
+}
+
+func TestNothingIsLoadedFromElsewhere(t *testing.T) {
+	f := newFakeAPI(t)
+	f.put(oneOfEach()...)
+	p := openTab(t, "about:blank", 1280, 900)
+	asked := make(chan string, 1000)
+	err := chromedp.Listen(p.ctx, func(e any) {
+		if request, ok := e.(*network.EventRequestWillBeSent); ok {
+			asked <- request.Request.URL
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.do(chromedp.Navigate(f.URL + "#/m/5f0c91ab"))
+	p.wait("document.querySelector('.link').dataset.link === 'live' && !!document.querySelector('.map canvas').width")
+	p.do(chromedp.Navigate(f.URL + "#/new"))
+	p.waitText("h1", "New migration")
+	if len(asked) < 10 {
+		t.Errorf("%d requests seen", len(asked))
+	}
+	for range len(asked) {
+		if url := <-asked; !strings.HasPrefix(url, f.URL+"/") {
+			t.Errorf("%s was asked for", url)
+		}
+	}
+}
+
+func TestManyMigrations(t *testing.T) {
+	f := newFakeAPI(t)
+	var list []status
+	for i := range 2000 {
+		list = append(list, migrationOf(fmt.Sprintf("%08x", i), fmt.Sprintf("/images/%d.raw", i), "fast/vm", "done"))
+	}
+	f.put(list...)
+	p := openTab(t, f.URL, 1280, 900)
+	p.waitText(".heading", "2\u202f000")
+	if rows := eval[int](p, "document.querySelectorAll('tbody tr').length"); rows != 50 {
+		t.Errorf("%d rows at first", rows)
+	}
+	p.press("Show more of 2\u202f000")
+	p.wait("document.querySelectorAll('tbody tr').length === 100")
+	maps := eval[int](p, "performance.getEntriesByType('resource').filter((e) => e.name.includes('/map')).length")
+	if maps == 0 || maps > 30 {
+		t.Errorf("%d maps were read for what is on the screen", maps)
+	}
+}

@@ -1,0 +1,6 @@
+import {App} from "./app.js";
+import {html, render} from "./html.js";
+import {start} from "./store.js";
+
+render(html`<${App}/>`, document.getElementById("page"));
+start();
