@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 )
 
@@ -36,9 +37,21 @@ func browserPath(t *testing.T) string {
 	return ""
 }
 
-// openTab opens a page. A test fails in the end if the page has thrown an error, been
+// openTab opens a page that has the token. A test fails in the end if the page has thrown an error, been
 // refused something by its own policy, or asked for anything that is not there.
 func openTab(t *testing.T, url string, width, height int64, features ...string) *tab {
+	t.Helper()
+	p := openBare(t, "about:blank", width, height, features...)
+	const remember = "if (location.protocol === 'http:' && !sessionStorage.length) sessionStorage.setItem('decant-token', %q)"
+	p.do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
+		_, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: fmt.Sprintf(remember, token)})
+		return err
+	}), chromedp.Navigate(url))
+	return p
+}
+
+// openBare opens a page without a token.
+func openBare(t *testing.T, url string, width, height int64, features ...string) *tab {
 	t.Helper()
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(browserPath(t)), chromedp.UserDataDir(t.TempDir()), chromedp.DisableGPU,
@@ -132,10 +145,13 @@ func (p *tab) press(name string) {
 	eval[bool](p, "("+find+").click() ?? true", name)
 }
 
-// fill types into the field of that name.
+// fill types into the field of that name, over what was there.
 func (p *tab) fill(name, text string) {
 	p.t.Helper()
-	p.do(chromedp.SendKeys(chromedp.CSS(fmt.Sprintf("input[name=%q]", name)), text))
+	field := fmt.Sprintf("input[name=%q]", name)
+	p.wait("!!document.querySelector('%s')", field)
+	eval[bool](p, "document.querySelector('%s').select() ?? true", field)
+	p.do(chromedp.SendKeys(chromedp.CSS(field), text))
 }
 
 func (p *tab) keys(keys string, modifiers ...chromedp.Modifier) {

@@ -1,90 +1,68 @@
 package web
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"decant/api"
 	"decant/service"
 )
 
-// status is a migration as the API lists it.
-type status struct {
-	service.Summary
-	State    string          `json:"state"`
-	Reason   string          `json:"reason,omitempty"`
-	Hint     string          `json:"hint,omitempty"`
-	Priority int             `json:"priority"`
-	Position int             `json:"position,omitempty"`
-	Options  service.Options `json:"options"`
-	Event    *service.Event  `json:"event,omitempty"`
-}
+// token is what clients have to show on the network, where browsers come from.
+const token = "a-token-that-is-long-enough"
 
-// fakeAPI answers as the API does, about migrations that a test has made up: of states
-// that real ones are hard to bring into. It says what it was asked to do.
-type fakeAPI struct {
+// fakeManager has migrations that a test has made up, of states that real ones are hard
+// to bring into, behind the real API. It notes what it was asked to do.
+type fakeManager struct {
 	*httptest.Server
-	token string
 
 	mu       sync.Mutex
-	list     []status
+	list     []service.Status
 	cells    map[string][]service.Cell
 	bad      map[string][]service.BadBytes
-	pools    []map[string]any
+	pools    []service.PoolStatus
 	events   []service.Event
 	changed  chan struct{}
-	asked    []string // method, path and body
-	answers  map[string]problem
-	streamed []string // Last-Event-ID of each stream
+	asked    []string
+	refusals map[string]*service.Error // of what is asked, by method and path
+	streams  []uint64                  // behind which event each was opened
 }
 
-// problem is what a request is refused with.
-type problem struct {
-	Status int    `json:"status"`
-	Title  string `json:"title"`
-	Detail string `json:"detail"`
-	Hint   string `json:"hint,omitempty"`
-}
-
-func newFakeAPI(t *testing.T) *fakeAPI {
-	f := &fakeAPI{list: []status{}, pools: []map[string]any{}, cells: map[string][]service.Cell{}, bad: map[string][]service.BadBytes{}, changed: make(chan struct{}), answers: map[string]problem{}}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/migrations", func(w http.ResponseWriter, _ *http.Request) {
-		f.write(w, func() any { return map[string]any{"migrations": f.list, "total": len(f.list)} })
-	})
-	mux.HandleFunc("POST /v1/migrations", f.start)
-	mux.HandleFunc("GET /v1/migrations/{id}", f.show)
-	mux.HandleFunc("PATCH /v1/migrations/{id}", f.change)
-	mux.HandleFunc("POST /v1/migrations/{id}/{verb}", f.change)
-	mux.HandleFunc("GET /v1/migrations/{id}/map", func(w http.ResponseWriter, r *http.Request) {
-		f.write(w, func() any { return map[string]any{"cells": fewer(f.cells[r.PathValue("id")], r.FormValue("cells"))} })
-	})
-	mux.HandleFunc("GET /v1/pools", func(w http.ResponseWriter, _ *http.Request) {
-		f.write(w, func() any { return map[string]any{"pools": f.pools} })
-	})
-	mux.HandleFunc("GET /v1/events", f.stream)
-	mux.Handle("/", Handler())
-	f.Server = httptest.NewServer(f.gate(mux))
+func newFake(t *testing.T) *fakeManager {
+	t.Helper()
+	f := &fakeManager{
+		cells: map[string][]service.Cell{}, bad: map[string][]service.BadBytes{},
+		changed: make(chan struct{}), refusals: map[string]*service.Error{},
+	}
+	secret, err := api.NewToken(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := api.New(api.Config{Manager: f, Token: secret, Page: Handler()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Server = httptest.NewServer(server.Handler())
 	t.Cleanup(f.vanish)
 	return f
 }
 
 // vanish ends the service with everything that is open.
-func (f *fakeAPI) vanish() {
+func (f *fakeManager) vanish() {
 	f.CloseClientConnections()
 	f.Close()
 }
 
 // comeBack begins the service anew where it was.
-func (f *fakeAPI) comeBack(t *testing.T) {
+func (f *fakeManager) comeBack(t *testing.T) {
 	t.Helper()
 	listener, err := net.Listen("tcp", f.Listener.Addr().String())
 	if err != nil {
@@ -94,59 +72,111 @@ func (f *fakeAPI) comeBack(t *testing.T) {
 	f.Server = httptest.NewUnstartedServer(handler)
 	f.Listener.Close()
 	f.Listener = listener
-	f.Start()
+	f.Server.Start()
 }
 
-// gate wants the token, notes what is asked, and refuses what a test wants refused.
-func (f *fakeAPI) gate(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/v1/") && f.token != "" && r.Header.Get("Authorization") != "Bearer "+f.token {
-			refuse(w, problem{Status: http.StatusUnauthorized, Title: "Unauthorized", Detail: "the token is missing or wrong"})
-			return
-		}
-		f.mu.Lock()
-		p, refused := f.answers[r.Method+" "+r.URL.Path]
-		f.mu.Unlock()
-		if refused {
-			refuse(w, p)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func refuse(w http.ResponseWriter, p problem) {
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p)
-}
-
-func (f *fakeAPI) write(w http.ResponseWriter, of func() any) {
+// put makes the list what a test wants.
+func (f *fakeManager) put(list ...service.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	text, err := json.Marshal(of())
-	if err != nil {
-		panic(err)
+	f.list = list
+	for _, s := range list {
+		if f.cells[s.ID] == nil {
+			f.cells[s.ID] = cellsOf(s)
+		}
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(text)
 }
 
-func (f *fakeAPI) show(w http.ResponseWriter, r *http.Request) {
-	f.write(w, func() any {
-		id := r.PathValue("id")
-		i := slices.IndexFunc(f.list, func(s status) bool { return s.ID == id })
-		return struct {
-			status
-			Bad          []service.BadBytes    `json:"bad,omitempty"`
-			Transactions []service.Transaction `json:"transactions"`
-			Journal      string                `json:"journal"`
-		}{f.list[i], f.bad[id], transactionsOf(f.list[i]), "/var/lib/decant/" + id + ".db"}
-	})
+// change changes what there is.
+func (f *fakeManager) change(what func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	what()
 }
+
+// refuse has everything of a kind refused from now on.
+func (f *fakeManager) refuse(what string, e *service.Error) {
+	f.change(func() { f.refusals[what] = e })
+}
+
+// requests is what the service was asked to do.
+func (f *fakeManager) requests() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
+// note notes what is asked for, and refuses it if a test wants that.
+func (f *fakeManager) note(what, id string, body any) error {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	f.asked = append(f.asked, fmt.Sprintf("%s %s %s", what, id, text))
+	return f.refusal(what)
+}
+
+func (f *fakeManager) refusal(what string) error {
+	if e := f.refusals[what]; e != nil {
+		return e
+	}
+	return nil
+}
+
+func (f *fakeManager) List() ([]service.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.list), f.refusal("list")
+}
+
+func (f *fakeManager) Pools(context.Context) ([]service.PoolStatus, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.pools), f.refusal("pools")
+}
+
+// find is the migration of an id. The caller holds mu.
+func (f *fakeManager) find(id string) (*service.Status, error) {
+	i := slices.IndexFunc(f.list, func(s service.Status) bool { return s.ID == id })
+	if i < 0 {
+		return nil, &service.Error{Outcome: service.Refused, Object: id, Problem: "there is no such migration", Err: service.ErrUnknownMigration}
+	}
+	return &f.list[i], nil
+}
+
+func (f *fakeManager) Status(id string) (service.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, err := f.find(id)
+	if err != nil {
+		return service.Status{}, err
+	}
+	return *s, nil
+}
+
+func (f *fakeManager) Show(id string, cells int) (service.Detail, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, err := f.find(id)
+	if err != nil {
+		return service.Detail{}, err
+	}
+	all := f.cells[id]
+	d := service.Detail{Summary: s.Summary, Bad: f.bad[id], Transactions: transactionsOf(*s), Journal: "/var/lib/decant/" + id + ".db"}
+	for i, n := 0, min(cells, len(all)); i < n; i++ {
+		d.Map = append(d.Map, all[i*len(all)/n])
+	}
+	return d, nil
+}
+
+func (f *fakeManager) Explain(string, int64) (service.Explanation, error) {
+	return service.Explanation{}, nil
+}
+
+func (f *fakeManager) Metrics() service.Metrics { return service.Metrics{} }
 
 // transactionsOf makes up the last transactions of a migration, one a second.
-func transactionsOf(s status) []service.Transaction {
+func transactionsOf(s service.Status) []service.Transaction {
 	list := []service.Transaction{}
 	for i := range min(20, s.Transaction) {
 		at := s.Created.Add(time.Duration(s.Transaction-i) * time.Second)
@@ -160,85 +190,107 @@ func transactionsOf(s status) []service.Transaction {
 	return list
 }
 
-func (f *fakeAPI) note(r *http.Request) map[string]any {
-	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		body = map[string]any{"unreadable": err.Error()}
-	}
-	text, err := json.Marshal(body)
-	if err != nil {
-		panic(err)
-	}
+func (f *fakeManager) Plan(_ context.Context, r service.Request) (service.Plan, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.asked = append(f.asked, r.Method+" "+r.URL.Path+" "+string(text))
-	return body
+	return service.Plan{
+		Source: r.Source, Destination: r.Destination, BytesTotal: 20 << 30, RegionBytes: r.Options.RegionBytes,
+		Warnings: []string{"its blocks are shared with a snapshot: freeing them frees nothing"},
+		Space: service.SpaceProof{
+			DataBytes: 12 << 30, NeededExtraBytes: 132 << 20, SlackBytes: 4 << 20, AvailableBytes: 2 << 30, ReserveBytes: 64 << 20,
+			SameSpace: true, Bounded: true, Verdict: "132 MiB are needed beside what the source frees, 2 GiB are there",
+		},
+	}, f.note("plan", r.Source+" "+r.Destination, r.Options)
 }
 
-func (f *fakeAPI) start(w http.ResponseWriter, r *http.Request) {
-	body := f.note(r)
-	if body["dry_run"] == true {
-		f.write(w, func() any {
-			return service.Plan{
-				Source: body["source"].(string), Destination: body["destination"].(string), BytesTotal: 20 << 30, RegionBytes: 1 << 20,
-				Warnings: []string{"the source is mounted read-only elsewhere"},
-				Space: service.SpaceProof{
-					DataBytes: 12 << 30, NeededExtraBytes: 132 << 20, SlackBytes: 4 << 20, AvailableBytes: 2 << 30, ReserveBytes: 64 << 20,
-					SameSpace: true, Bounded: true, Verdict: "132 MiB are needed beside what the source frees, 2 GiB are there",
-				},
-			}
-		})
-		return
+func (f *fakeManager) Start(_ context.Context, r service.Request, o service.StartOptions) (service.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.note("start", r.Source+" "+r.Destination, r.Options); err != nil {
+		return service.Status{}, err
 	}
-	made := migrationOf(fmt.Sprintf("%08x", len(f.asked)), body["source"].(string), body["destination"].(string), "running")
-	f.mu.Lock()
+	made := migrationOf(fmt.Sprintf("%08x", len(f.asked)), r.Source, r.Destination, "queued")
+	made.State, made.Priority = service.StateRunning, o.Priority
+	f.cells[made.ID] = cellsOf(made)
 	f.list = append(f.list, made)
-	f.mu.Unlock()
-	f.write(w, func() any { return made })
+	return made, nil
 }
 
-func (f *fakeAPI) change(w http.ResponseWriter, r *http.Request) {
-	f.note(r)
-	states := map[string]string{"pause": "paused", "resume": "running", "cancel": "cancelled", "reverse": "running", "verify": "running"}
-	f.write(w, func() any {
-		i := slices.IndexFunc(f.list, func(s status) bool { return s.ID == r.PathValue("id") })
-		if state := states[r.PathValue("verb")]; state != "" {
-			f.list[i].State = state
-		}
-		return f.list[i]
-	})
-}
-
-func (f *fakeAPI) stream(w http.ResponseWriter, r *http.Request) {
-	after, _ := strconv.Atoi(r.Header.Get("Last-Event-ID")) // none is 0: all
-	w.Header().Set("Content-Type", "text/event-stream")
+// turn notes what is done to a migration and gives it a state.
+func (f *fakeManager) turn(what, id string, body any, state service.State) (service.Status, error) {
 	f.mu.Lock()
-	f.streamed = append(f.streamed, r.Header.Get("Last-Event-ID"))
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	s, err := f.find(id)
+	if err == nil {
+		err = f.note(what, id, body)
+	}
+	if err != nil {
+		return service.Status{}, err
+	}
+	s.State = cmp.Or(state, s.State)
+	return *s, nil
+}
+
+func (f *fakeManager) Pause(_ context.Context, id string) (service.Status, error) {
+	return f.turn("pause", id, nil, service.StatePaused)
+}
+
+func (f *fakeManager) Resume(_ context.Context, id string) (service.Status, error) {
+	return f.turn("resume", id, nil, service.StateRunning)
+}
+
+func (f *fakeManager) Reverse(_ context.Context, id string) (service.Status, error) {
+	return f.turn("reverse", id, nil, service.StateQueued)
+}
+
+func (f *fakeManager) Verify(_ context.Context, id string) (service.Status, error) {
+	return f.turn("verify", id, nil, service.StateRunning)
+}
+
+func (f *fakeManager) Cancel(_ context.Context, id string, o service.CancelOptions) (service.Status, error) {
+	return f.turn("cancel", id, o, service.StateCancelled)
+}
+
+func (f *fakeManager) Tune(_ context.Context, id string, tuning service.Tuning) (service.Status, error) {
+	return f.turn("tune", id, tuning, "")
+}
+
+// fakeEvents reads what the manager was told to tell.
+type fakeEvents struct {
+	f     *fakeManager
+	after uint64
+}
+
+// Subscribe numbers events from 1 on.
+func (f *fakeManager) Subscribe(_ string, after uint64) (api.Events, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams = append(f.streams, after)
+	return &fakeEvents{f, after}, f.refusal("events")
+}
+
+func (e *fakeEvents) Next(ctx context.Context) (service.SequencedEvent, error) {
 	for {
-		f.mu.Lock()
-		news, changed := f.events[min(after, len(f.events)):], f.changed
-		f.mu.Unlock()
-		for _, e := range news {
-			after++
-			text, err := json.Marshal(e)
-			if err != nil {
-				panic(err)
-			}
-			fmt.Fprintf(w, "event: %s\nid: %d\ndata: %s\n\n", e.Event, after, text)
+		e.f.mu.Lock()
+		all, changed := e.f.events, e.f.changed
+		e.f.mu.Unlock()
+		if e.after < uint64(len(all)) {
+			e.after++
+			return service.SequencedEvent{Sequence: e.after, Event: all[e.after-1]}, nil
 		}
-		fmt.Fprint(w, ": heartbeat\n\n")
-		w.(http.Flusher).Flush()
 		select {
 		case <-changed:
-		case <-r.Context().Done():
-			return
+		case <-ctx.Done():
+			return service.SequencedEvent{}, ctx.Err()
 		}
 	}
 }
 
+func (e *fakeEvents) Missed() bool { return false }
+func (e *fakeEvents) Close()       {}
+
 // tell sends events to all readers.
-func (f *fakeAPI) tell(events ...service.Event) {
+func (f *fakeManager) tell(events ...service.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.events = append(f.events, events...)
@@ -246,45 +298,12 @@ func (f *fakeAPI) tell(events ...service.Event) {
 	f.changed = make(chan struct{})
 }
 
-// requests is what the service was asked to do.
-func (f *fakeAPI) requests() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.asked)
-}
-
-// put makes the list what a test wants.
-func (f *fakeAPI) put(list ...status) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.list = list
-	for _, s := range list {
-		if f.cells[s.ID] == nil {
-			f.cells[s.ID] = cellsOf(s)
-		}
-	}
-}
-
-// fewer takes every so many of the cells of a map.
-func fewer(cells []service.Cell, wanted string) []service.Cell {
-	n, err := strconv.Atoi(wanted)
-	if err != nil {
-		panic(err)
-	}
-	n = min(n, len(cells))
-	list := make([]service.Cell, n)
-	for i := range list {
-		list[i] = cells[i*len(cells)/n]
-	}
-	return list
-}
-
 const fakeRegions = 12 << 10
 
 // migrationOf makes a migration up that has come as far as its state is likely to have.
-func migrationOf(id, source, destination, state string) status {
-	share := map[string]float64{"queued": 0, "done": 1, "running": 0.62, "paused": 0.35, "stopped": 0.48, "failed": 0.8}[state]
-	s := status{State: state, Options: service.DefaultOptions()}
+func migrationOf(id, source, destination string, state service.State) service.Status {
+	share := map[service.State]float64{"queued": 0, "done": 1, "running": 0.62, "paused": 0.35, "stopped": 0.48, "failed": 0.8}[state]
+	s := service.Status{State: state, Options: service.DefaultOptions()}
 	s.Options.DiscardSource = true
 	s.ID, s.Source, s.Destination, s.Direction, s.Phase = id, source, destination, "forward", "running"
 	s.RegionBytes, s.Regions = 1<<20, fakeRegions
@@ -306,7 +325,7 @@ func migrationOf(id, source, destination, state string) status {
 }
 
 // eventOf makes up an event of a migration, seconds after now.
-func eventOf(s status, kind service.EventKind, seconds float64) service.Event {
+func eventOf(s service.Status, kind service.EventKind, seconds float64) service.Event {
 	rate := int64(112<<20) + int64(s.Transaction%7)<<20
 	e := service.Event{
 		Event: kind, ID: s.ID, Time: time.Now().Add(time.Duration(seconds * float64(time.Second))), Phase: "hydrating",
@@ -319,7 +338,7 @@ func eventOf(s status, kind service.EventKind, seconds float64) service.Event {
 }
 
 // cellsOf draws a map as a migration of that state would have it.
-func cellsOf(s status) []service.Cell {
+func cellsOf(s service.Status) []service.Cell {
 	const n = 1600
 	cells := make([]service.Cell, n)
 	at, freed := int(s.Hydrated*n/s.Regions), int(s.Discarded*n/s.Regions)
@@ -329,7 +348,7 @@ func cellsOf(s status) []service.Cell {
 			cells[i] = service.Cell{State: "discarded", Hydrated: 1}
 		case i < at:
 			cells[i] = service.Cell{State: "hydrated", Hydrated: 1}
-		case i < at+2 && s.State == "running":
+		case i < at+2 && at > 0 && s.State == "running":
 			cells[i] = service.Cell{State: "dirty"}
 		case i == at+2 && at > 0 && s.State != "done":
 			cells[i] = service.Cell{State: "partial", Hydrated: 0.5}

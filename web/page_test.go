@@ -1,22 +1,25 @@
 package web
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
 	"decant/service"
+	"decant/thin"
 )
 
 // oneOfEach is a migration in every state.
-func oneOfEach() []status {
-	var list []status
-	for i, state := range []string{"running", "queued", "paused", "stopped", "failed", "done", "cancelled", "reversed", "external"} {
-		s := migrationOf(fmt.Sprintf("%08x", 0x5f0c91ab+i*0x1234567), "/images/"+state+".raw", "fast/"+state, state)
+func oneOfEach() []service.Status {
+	var list []service.Status
+	for i, state := range []service.State{"running", "queued", "paused", "stopped", "failed", "done", "cancelled", "reversed", "external"} {
+		s := migrationOf(fmt.Sprintf("%08x", 0x5f0c91ab+i*0x1234567), "/images/"+string(state)+".raw", "fast/"+string(state), state)
 		if state == "stopped" || state == "failed" {
 			s.Reason = "no space: pool vg0/tp has no data blocks"
 			s.Hint = "give the pool more space: lvextend -L +512M vg0/tp"
@@ -27,7 +30,7 @@ func oneOfEach() []status {
 }
 
 func TestPageShowsEveryState(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	list := oneOfEach()
 	f.put(list...)
 	p := openTab(t, f.URL, 1280, 900)
@@ -35,13 +38,13 @@ func TestPageShowsEveryState(t *testing.T) {
 	for _, s := range list {
 		p.wait("!!document.querySelector('[data-state=%s]')", s.State)
 		p.do(chromedp.Navigate(f.URL + "#/m/" + s.ID))
-		p.waitText("h1", s.State+".raw")
+		p.waitText("h1", string(s.State)+".raw")
 		p.waitText(".paths", s.Destination)
 		if s.Reason != "" {
 			p.waitText(".notice", s.Reason)
 			p.waitText(".notice .hint", s.Hint)
 		}
-		want := map[string]string{
+		want := map[service.State]string{
 			"running": "Pause,Cancel and reverse…", "queued": "Pause,Cancel…", "paused": "Resume,Cancel and reverse…", "stopped": "Resume,Cancel and reverse…",
 			"failed": "Resume,Cancel and reverse…", "done": "Verify,Reverse…", "cancelled": "", "reversed": "", "external": "Pause",
 		}[s.State]
@@ -54,30 +57,26 @@ func TestPageShowsEveryState(t *testing.T) {
 }
 
 func TestPageWithoutMigrations(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	p := openTab(t, f.URL, 1280, 900)
 	p.waitText(".empty", "No migrations yet")
 	p.waitText("section", "None is known here") // pools
 
-	f.mu.Lock()
-	f.answers["GET /v1/migrations"] = problem{Status: 500, Title: "Internal Server Error", Detail: "the state directory cannot be read", Hint: "look at its permissions"}
-	f.answers["GET /v1/pools"] = problem{Status: 500, Title: "Internal Server Error", Detail: "lvs has failed"}
-	f.mu.Unlock()
+	f.refuse("list", &service.Error{Outcome: service.Failed, Problem: "the state directory cannot be read", Hint: "look at its permissions"})
+	f.refuse("pools", &service.Error{Outcome: service.Failed, Problem: "lvs has failed"})
 	p.do(chromedp.Reload())
 	p.waitText(".notice", "the state directory cannot be read")
 	p.waitText(".hint", "look at its permissions")
 	if p.text(); strings.Contains(p.text(), "No migrations yet") {
 		t.Error("a list that cannot be read is called empty")
 	}
-	f.mu.Lock()
-	delete(f.answers, "GET /v1/migrations")
-	f.mu.Unlock()
+	f.refuse("list", nil)
 	p.waitText(".empty", "No migrations yet") // by itself
 	p.waitText(".notice", "lvs has failed")
 }
 
 func TestPageOfAMigrationThatIsNot(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	for _, id := range []string{"deadbeef", "%3Cb%3E", "%", "a/b"} {
 		p := openTab(t, f.URL+"#/m/"+id, 800, 600)
 		p.waitText("h1", "There is no migration")
@@ -93,11 +92,11 @@ func TestFault89NamesAreText(t *testing.T) {
 		hidden  = "a\u202egpj.exe\x1b[31m\nb\x00c\u200bd"
 		visible = `a\u{202e}gpj.exe\u{1b}[31m\nb\u{0}c\u{200b}d`
 	)
-	f := newFakeAPI(t)
+	f := newFake(t)
 	s := migrationOf("5f0c91ab", "/images/"+markup+hidden, "pool/"+breaks+hidden, "stopped")
 	s.Reason, s.Hint = markup+hidden, breaks+hidden
 	f.put(s)
-	f.pools = []map[string]any{{"name": markup + hidden, "kind": "directory", "volumes": 1}}
+	f.pools = []service.PoolStatus{{PoolInfo: thin.PoolInfo{Name: markup + hidden, Kind: "directory"}, Problem: breaks + hidden}}
 	f.bad["5f0c91ab"] = []service.BadBytes{{Offset: 4096, Bytes: 512, Error: markup + hidden}}
 	warning := eventOf(s, service.Warning, 1)
 	warning.Message = markup + hidden
@@ -132,7 +131,7 @@ func TestFault89NamesAreText(t *testing.T) {
 // fault 95: a migration whose source is not whole any more is not simply cancelled, and
 // what cannot be undone has to be typed.
 func TestFault95CancellingIsTyped(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	whole := migrationOf("0000aaaa", "/images/whole.raw", "fast/whole", "paused")
 	whole.Discarded = 0
 	f.put(whole, migrationOf("0000bbbb", "/images/half.raw", "fast/half", "paused"))
@@ -145,7 +144,6 @@ func TestFault95CancellingIsTyped(t *testing.T) {
 	if !eval[bool](p, "document.querySelector('dialog button[type=submit]').disabled") {
 		t.Error("the wrong word was enough")
 	}
-	p.do(chromedp.SetValue(chromedp.CSS("input[name=typed]"), ""))
 	p.fill("typed", "0000aaaa")
 	if len(f.requests()) > 0 {
 		t.Fatalf("done without being confirmed: %q", f.requests())
@@ -160,7 +158,7 @@ func TestFault95CancellingIsTyped(t *testing.T) {
 	p.fill("typed", "0000bbbb")
 	p.press("Cancel and reverse")
 	p.wait("!document.querySelector('dialog')")
-	want := []string{"POST /v1/migrations/0000aaaa/cancel {}", `POST /v1/migrations/0000bbbb/cancel {"reverse":true}`}
+	want := []string{`cancel 0000aaaa {"Reverse":false}`, `cancel 0000bbbb {"Reverse":true}`}
 	if got := f.requests(); !slices.Equal(got, want) {
 		t.Errorf("asked for %q", got)
 	}
@@ -169,11 +167,11 @@ func TestFault95CancellingIsTyped(t *testing.T) {
 // fault 96: starting over what already holds data, or removing the source, has to be
 // typed; what the service refuses stays refused, with its reason and hint.
 func TestFault96StartingOverIsTyped(t *testing.T) {
-	f := newFakeAPI(t)
-	f.answers["POST /v1/migrations"] = problem{
-		Status: 409, Title: "Conflict", Detail: "/images/vm.raw: its holes are not data: migration 5f0c91ab has begun to empty it",
+	f := newFake(t)
+	f.refuse("start", &service.Error{
+		Outcome: service.Refused, Object: "/images/vm.raw", Problem: "its holes are not data: migration 5f0c91ab has begun to empty it",
 		Hint: "go on with it: migrate resume 5f0c91ab",
-	}
+	})
 	p := openTab(t, f.URL+"#/new", 1280, 900)
 	p.fill("source", "/images/vm.raw")
 	p.fill("destination", "/srv/vm copy.raw")
@@ -199,7 +197,7 @@ func TestFault96StartingOverIsTyped(t *testing.T) {
 }
 
 func TestCheckShowsTheProof(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	p := openTab(t, f.URL+"#/new", 1280, 900)
 	p.fill("source", "/images/vm.raw")
 	p.fill("destination", "fast/vm")
@@ -210,38 +208,40 @@ func TestCheckShowsTheProof(t *testing.T) {
 	p.fill("threshold", "8")
 	p.press("Check only")
 	p.waitText(".proof", "It can be done. 132 MiB are needed beside what the source frees, 2 GiB are there")
-	p.waitText(".proof .hint", "the source is mounted read-only elsewhere")
-	want := `POST /v1/migrations {"destination":"fast/vm","dry_run":true,"options":{"bwlimit":"50MiB/s","discard_src":true,"overwrite":false,` +
-		`"region_size":"4 MiB","remove_src":false,"threshold":8,"verify":false},"source":"/images/vm.raw"}`
-	if got := f.requests(); !slices.Equal(got, []string{want}) {
-		t.Errorf("asked for %s", got)
+	p.waitText(".proof .hint", "its blocks are shared with a snapshot")
+	o := service.DefaultOptions()
+	o.DiscardSource, o.RegionBytes, o.RegionBytesFixed, o.BytesPerSecond, o.ThresholdRegions = true, 4<<20, true, 50<<20, 8
+	options, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := f.requests(), "plan /images/vm.raw fast/vm "+string(options); !slices.Equal(got, []string{want}) {
+		t.Errorf("asked for %s, not %s", got, want)
 	}
 	p.fill("source", "2") // what was checked is not this
 	p.wait("!document.querySelector('.proof')")
 
-	f.mu.Lock()
-	f.answers["POST /v1/migrations"] = problem{Status: 422, Title: "Unprocessable Entity", Detail: "fast/vm: too little space", Hint: "free 3.2 GiB"}
-	f.mu.Unlock()
+	f.refuse("plan", &service.Error{Outcome: service.Refused, Object: "fast/vm", Problem: "too little space", Hint: "free 3.2 GiB"})
 	p.press("Check only")
 	p.waitText(".notice.bad", "fast/vm: too little space")
 	p.waitText(".notice .hint", "free 3.2 GiB")
 }
 
 func TestLimitsAreChanged(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
 	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
 	p.fill("bwlimit", "80 MiB/s")
 	p.press("Set limits")
 	p.waitText(".limits", "Changed.")
-	want := `PATCH /v1/migrations/5f0c91ab {"bwlimit":"80 MiB/s","priority":0,"threshold":32}`
+	want := `tune 5f0c91ab {"bytes_per_second":83886080,"threshold_regions":32,"priority":0}`
 	if got := f.requests(); !slices.Equal(got, []string{want}) {
 		t.Errorf("asked for %s", got)
 	}
 }
 
 func TestEventsMoveThePage(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")
 	f.put(s)
 	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
@@ -270,7 +270,7 @@ func TestEventsMoveThePage(t *testing.T) {
 }
 
 func TestServiceGoesAndComesBack(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")
 	f.put(s)
 	f.tell(eventOf(s, service.CommittedTx, -2), eventOf(s, service.CommittedTx, -1))
@@ -288,39 +288,33 @@ func TestServiceGoesAndComesBack(t *testing.T) {
 	p.wait("[...document.querySelectorAll('.controls button')].every((b) => !b.disabled)")
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if last := f.streamed[len(f.streamed)-1]; f.streamed[0] != "" || last != "2" {
-		t.Errorf("the streams began behind %q", f.streamed)
+	if last := f.streams[len(f.streams)-1]; f.streams[0] != 0 || last != 2 {
+		t.Errorf("the streams began behind %d", f.streams)
 	}
 }
 
 func TestPageOpenedWhileServiceIsGone(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
 	p := openTab(t, f.URL, 1280, 900)
 	p.wait("document.querySelector('.link').dataset.link === 'live'")
-	f.mu.Lock()
-	f.answers["GET /v1/events"] = problem{Status: 503, Title: "Service Unavailable", Detail: "it is stopping"}
-	f.mu.Unlock()
+	f.refuse("events", &service.Error{Outcome: service.Failed, Problem: "it is stopping"})
 	p.do(chromedp.Reload())
 	p.waitText(".banner", "The service has not answered since")
-	f.mu.Lock()
-	clear(f.answers)
-	f.mu.Unlock()
+	f.refuse("events", nil)
 	p.press("Try now")
 	p.wait("!document.querySelector('.banner')")
 }
 
 func TestToken(t *testing.T) {
-	f := newFakeAPI(t)
-	f.token = "right token"
+	f := newFake(t)
 	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
-	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p := openBare(t, f.URL+"#/m/5f0c91ab", 1280, 900)
 	p.waitText("h1", "Token")
 	p.wait("document.activeElement.name === 'token'")
-	p.fill("token", "wrong\r")
+	p.fill("token", "a-token-that-is-wrong\r")
 	p.waitText(".notice", "does not know this token")
-	p.do(chromedp.SetValue(chromedp.CSS("input[name=token]"), ""))
-	p.fill("token", "right token\r")
+	p.fill("token", token+"\r")
 	p.waitText("h1", "vm.raw")
 	p.wait("document.querySelector('.link').dataset.link === 'live'")
 	if eval[bool](p, "location.href.includes('token') || document.cookie !== '' || localStorage.length > 0 || sessionStorage.length !== 1") {
@@ -336,9 +330,9 @@ func TestToken(t *testing.T) {
 }
 
 func TestNothingIsLoadedFromElsewhere(t *testing.T) {
-	f := newFakeAPI(t)
+	f := newFake(t)
 	f.put(oneOfEach()...)
-	p := openTab(t, "about:blank", 1280, 900)
+	p := openTab(t, f.URL, 1280, 900)
 	asked := make(chan string, 1000)
 	err := chromedp.Listen(p.ctx, func(e any) {
 		if request, ok := e.(*network.EventRequestWillBeSent); ok {
@@ -348,7 +342,7 @@ func TestNothingIsLoadedFromElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.do(chromedp.Navigate(f.URL + "#/m/5f0c91ab"))
+	p.do(chromedp.Navigate(f.URL+"#/m/5f0c91ab"), chromedp.Reload())
 	p.wait("document.querySelector('.link').dataset.link === 'live' && !!document.querySelector('.map canvas').width")
 	p.do(chromedp.Navigate(f.URL + "#/new"))
 	p.waitText("h1", "New migration")
@@ -363,21 +357,27 @@ func TestNothingIsLoadedFromElsewhere(t *testing.T) {
 }
 
 func TestManyMigrations(t *testing.T) {
-	f := newFakeAPI(t)
-	var list []status
+	f := newFake(t)
+	var list []service.Status
 	for i := range 2000 {
 		list = append(list, migrationOf(fmt.Sprintf("%08x", i), fmt.Sprintf("/images/%d.raw", i), "fast/vm", "done"))
 	}
+	list[3].Created = list[3].Created.Add(-24 * time.Hour)
+	list[3].State = service.StateStopped
+	list[4].Created = list[4].Created.Add(-24 * time.Hour)
 	f.put(list...)
 	p := openTab(t, f.URL, 1280, 900)
-	p.waitText(".heading", "2\u202f000")
+	p.waitText("tbody tr", "/images/3.raw") // what is unfinished is never left out
+	p.waitText(".heading", "2\u202f000, of which 1\u202f001 are listed")
 	if rows := eval[int](p, "document.querySelectorAll('tbody tr').length"); rows != 50 {
 		t.Errorf("%d rows at first", rows)
 	}
-	p.press("Show more of 2\u202f000")
+	p.press("Show more of 1\u202f001")
 	p.wait("document.querySelectorAll('tbody tr').length === 100")
 	maps := eval[int](p, "performance.getEntriesByType('resource').filter((e) => e.name.includes('/map')).length")
 	if maps == 0 || maps > 30 {
 		t.Errorf("%d maps were read for what is on the screen", maps)
 	}
+	p.do(chromedp.Navigate(f.URL + "#/m/" + list[4].ID)) // which is not in the list
+	p.waitText("h1", "4.raw")
 }

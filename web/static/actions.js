@@ -1,15 +1,14 @@
 // What the page asks the service for, and has it do. All of these fail with a Refusal or
 // with Gone.
 
-import {ask, changed, known, record, refresh} from "./store.js";
+import {ask, changed, record, refresh, take} from "./store.js";
 
 /** Everything about one migration, with a map. @param {string} id @param {number} cells */
 export async function detail(id, cells) {
   const d = await ask("GET", `/migrations/${encodeURIComponent(id)}?cells=${cells}`);
-  if (known.migrations.has(id)) {
-    record(id).history.seed(d);
-    changed();
-  }
+  take(d);
+  record(id).history.seed(d);
+  changed();
   return d;
 }
 

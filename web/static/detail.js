@@ -22,7 +22,7 @@ export function Detail({id}) {
     } catch {
       // The list tells what is wrong; what was read before stays.
     }
-  }, detailPeriod, [id, record?.mapVersion, record && stateOf(record.summary), known.link], !record);
+  }, detailPeriod, [id, record?.mapVersion, record && stateOf(record.summary), known.link], !record && !known.partial);
 
   if (!record && !known.loaded) return html`<p class="quiet loading" aria-busy="true">Reading the migration…</p>`;
   if (!record) {
@@ -142,10 +142,10 @@ function Transactions({list}) {
 }
 
 function Bad({list}) {
-  return html`<section aria-labelledby="bad"><h2 id="bad">Not readable on the source</h2><table class="bad">
+  return html`<section aria-labelledby="bad"><h2 id="bad">Not readable on the source</h2><div class="scroll" tabindex="0" role="group" aria-labelledby="bad"><table class="bad">
     <thead><tr><th scope="col" class="number">Offset</th><th scope="col" class="number">Bytes</th><th scope="col">Error</th></tr></thead>
     <tbody>${list.map((b) => html`<tr key=${b.offset}><td class="number">${count(b.offset)}</td><td class="number">${count(b.bytes)}</td>
-      <td><${Message} text=${b.error}/></td></tr>`)}</tbody></table></section>`;
+      <td class="event"><${Message} text=${b.error}/></td></tr>`)}</tbody></table></div></section>`;
 }
 
 const yesNo = (value) => (value ? "yes" : "no");

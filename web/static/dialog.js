@@ -1,7 +1,7 @@
 // Asking before something is done. The dialog is the browser's own: it holds the focus,
 // closes on Escape, and gives the focus back.
 
-import {html, useEffect, useRef, useState} from "./html.js";
+import {html, useLayoutEffect, useRef, useState} from "./html.js";
 import {Problem} from "./parts.js";
 
 /**
@@ -25,7 +25,7 @@ function Open({question, done}) {
   const [typed, setTyped] = useState("");
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     box.current.showModal();
     return () => box.current?.close();
   }, []);

@@ -13,7 +13,7 @@ export function List() {
   const all = inOrder();
   return html`<section aria-labelledby="migrations">
     <div class="heading"><h1 id="migrations" tabindex="-1">Migrations</h1>
-      ${known.loaded && html`<span class="quiet">${count(all.length)}</span>`}
+      ${known.loaded && html`<span class="quiet">${count(known.total)}${known.partial && `, of which ${count(all.length)} are listed`}</span>`}
       <a class="button primary" href="#/new">New migration</a></div>
     ${known.problem && html`<${Problem} error=${known.problem} title="The list cannot be read."/>`}
     ${body(all, rows)}

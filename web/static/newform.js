@@ -156,7 +156,7 @@ function Proof({plan}) {
     ["Region", size(plan.region_bytes)],
   ];
   return html`<section class="notice good proof" role="status" aria-label="Result of the check">
-    <strong>It can be done${plan.resume ? `: migration ${plan.id} would go on` : ""}.</strong> <${Message} text=${space.verdict}/>
+    <p><strong>It can be done${plan.resume ? `: migration ${plan.id} would go on` : ""}.</strong> <${Message} text=${space.verdict}/></p>
     <dl class="settings">${list.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd class="number">${value}</dd></div>`)}</dl>
     ${(space.stores ?? []).length > 0 && html`<${Stores} list=${space.stores}/>`}
     ${(plan.warnings ?? []).map((warning) => html`<p class="hint" key=${warning}><${Message} text=${warning}/></p>`)}

@@ -20,10 +20,7 @@ export function Pools() {
 }
 
 function Pool({pool}) {
-  const block = pool.block_bytes ?? 0;
-  const total = (pool.data_blocks ?? 0) * block;
-  const used = (pool.data_used_blocks ?? 0) * block;
-  const reserved = (pool.reserved_blocks ?? 0) * block;
+  const {size_bytes: total, used_bytes: used, reserved_bytes: reserved} = pool;
   const metadata = pool.metadata_blocks > 0 ? `${Math.ceil((pool.metadata_used_blocks / pool.metadata_blocks) * 100)} %` : "-";
   const trouble = pool.problem || (pool.mode && pool.mode !== "rw" ? `mode ${pool.mode}` : "");
   return html`<tr role="row">
@@ -34,7 +31,7 @@ function Pool({pool}) {
     <td role="cell" class="number" data-label="Reserved">${size(reserved)}</td>
     <td role="cell" class="number" data-label="Free">${size(Math.max(0, total - used - reserved))} <span class="quiet">of ${size(total)}</span></td>
     <td role="cell" class="number" data-label="Metadata">${metadata}</td>
-    <td role="cell" class="number" data-label="Volumes">${Array.isArray(pool.volumes) ? pool.volumes.length : count(pool.volumes)}</td>
+    <td role="cell" class="number" data-label="Volumes">${count(pool.volumes)}</td>
   </tr>`;
 }
 

@@ -81,6 +81,7 @@ export function RegionMap({record}) {
 
 function explain(cells, at, summary) {
   const total = summary.bytes_total;
+  if (cells.length === 0) return "There is no map yet";
   const share = total / Math.max(1, cells.length);
   const cell = cells[at];
   if (!cell) return `${size(total)} from left to right, top to bottom; a cell is ${size(share)}`;

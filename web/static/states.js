@@ -32,7 +32,8 @@ export const stateTone = (/** @type {string} */ state) => look(state).tone;
 /** What can be done with a migration. @param {any} summary @returns {Verb[]} */
 export const verbsOf = (summary) => (summary.problem ? [] : look(stateOf(summary)).verbs);
 
-const order = ["running", "external", "queued", "stopped", "failed", "paused"];
+/** The states in which something is left to do, what moves first. */
+export const order = ["running", "external", "queued", "stopped", "failed", "paused"];
 
 /** Where it stands in a list: what moves first, what is over last. @param {any} summary */
 export function orderOf(summary) {

@@ -5,10 +5,11 @@ import {Gone, Refusal, request, token} from "./api.js";
 import {lastPart, printable} from "./format.js";
 import {History} from "./history.js";
 import {useEffect, useState} from "./html.js";
-import {orderOf, stateOf, stateText} from "./states.js";
+import {order, orderOf, stateOf, stateText} from "./states.js";
 import {follow} from "./stream.js";
 
 const refreshPeriod = 5000; // milliseconds, for what no event tells
+const mostListed = 1000; // of what is over
 const mostEvents = 200; // kept of one migration
 
 /**
@@ -28,6 +29,8 @@ export const known = {
   needsToken: false,
   tokenRefused: false,
   loaded: false,
+  total: 0,
+  partial: false, // not all of them are here
   /** @type {Map<string, Record>} */ migrations: new Map(),
   /** @type {any[]|null} */ pools: null,
   /** @type {any} */ poolsProblem: null,
@@ -79,8 +82,8 @@ export function record(id) {
   return r;
 }
 
-/** @param {any} summary */
-function take(summary) {
+/** Notes what the service says of a migration. @param {any} summary */
+export function take(summary) {
   const r = record(summary.id);
   const before = r.summary.source === undefined ? null : stateOf(r.summary);
   r.summary = summary;
@@ -149,10 +152,13 @@ export async function refresh() {
   }
   refreshing = true;
   try {
-    const list = await ask("GET", "/migrations");
-    const there = new Set(list.migrations.map((/** @type {any} */ s) => s.id));
-    for (const id of known.migrations.keys()) if (!there.has(id)) known.migrations.delete(id);
-    for (const summary of list.migrations) take(summary);
+    const {migrations, total} = await ask("GET", `/migrations?limit=${mostListed}`);
+    known.total = total;
+    known.partial = total > migrations.length;
+    if (known.partial) migrations.push(...await unfinished());
+    const there = new Set(migrations.map((/** @type {any} */ s) => s.id));
+    if (!known.partial) for (const id of known.migrations.keys()) if (!there.has(id)) known.migrations.delete(id);
+    for (const summary of migrations) take(summary);
     known.loaded = true;
     known.problem = null;
     await refreshPools();
@@ -165,6 +171,12 @@ export async function refresh() {
     refreshAgain = false;
     soon();
   }
+}
+
+/** What is not over, also where it is older than the newest that are listed. */
+async function unfinished() {
+  const lists = await Promise.all(order.map((state) => ask("GET", `/migrations?limit=${mostListed}&state=${state}`)));
+  return lists.flatMap((list) => list.migrations);
 }
 
 async function refreshPools() {
