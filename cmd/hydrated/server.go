@@ -10,6 +10,7 @@ import (
 
 	"decant/api"
 	"decant/service"
+	"decant/web"
 )
 
 // server answers clients on all listeners.
@@ -34,7 +35,7 @@ func existing(group string, log *slog.Logger) string {
 func newServer(c config, stateDir string, m *service.Manager, log *slog.Logger) (_ *server, err error) {
 	s := &server{}
 	c.group = existing(c.group, log)
-	a := api.Config{Manager: api.ManagerOf(m), StateDir: stateDir, Version: version(), Log: log, Hosts: c.network.hosts}
+	a := api.Config{Manager: api.ManagerOf(m), StateDir: stateDir, Version: version(), Log: log, Hosts: c.network.hosts, Page: web.Handler()}
 	if c.network.tokenFile != "" {
 		if a.Token, err = api.LoadToken(c.network.tokenFile); err != nil {
 			return nil, err

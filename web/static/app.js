@@ -3,7 +3,7 @@
 import {token} from "./api.js";
 import {Detail} from "./detail.js";
 import {clock, duration} from "./format.js";
-import {html, useEffect, useRef, useState} from "./html.js";
+import {html, useEffect, useLayoutEffect, useRef, useState} from "./html.js";
 import {List} from "./list.js";
 import {LogIn} from "./login.js";
 import {NewForm} from "./newform.js";
@@ -36,7 +36,7 @@ export function App() {
   const route = useRoute();
   const main = useRef(null);
   const first = useRef(true);
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: later it would take the focus from whoever types already
     document.title = {list: "decant", new: "New migration - decant", detail: `${route.id} - decant`}[route.name];
     if (first.current) {
       first.current = false; // whoever has just come begins at the top

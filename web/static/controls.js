@@ -123,7 +123,10 @@ export function Limits({record, options}) {
       setProblem(error);
     }
   };
-  const input = (name) => (e) => setChanged({...changed, [name]: e.target.value});
+  const input = (name) => (e) => {
+    const {value} = e.target;
+    setChanged((now) => ({...now, [name]: value}));
+  };
   return html`<form class="limits" onSubmit=${submit} aria-label="Limits">
     <label class="field"><span>Rate limit, per second</span>
       <input name="bwlimit" placeholder="unlimited" value=${values.bwlimit} onInput=${input("bwlimit")} size="10"/></label>

@@ -1,12 +1,12 @@
 // The form for the token, where the service wants one.
 
-import {html, useEffect, useRef, useState} from "./html.js";
+import {html, useLayoutEffect, useRef, useState} from "./html.js";
 import {known, logIn} from "./store.js";
 
 export function LogIn() {
   const [value, setValue] = useState("");
   const field = useRef(null);
-  useEffect(() => field.current.focus(), []);
+  useLayoutEffect(() => field.current.focus(), []);
   const submit = (e) => {
     e.preventDefault();
     if (value.trim()) logIn(value.trim());

@@ -44,7 +44,8 @@ export function NewForm() {
   const ready = form.source !== "" && form.destination !== "" && known.link === "live" && busy === "";
 
   const change = (name, value) => {
-    setForm({...form, [name]: value, ...(name === "discard_src" && !value ? {remove_src: false} : {})});
+    // Of the newest form: more may be typed before this one is drawn.
+    setForm((now) => ({...now, [name]: value, ...(name === "discard_src" && !value ? {remove_src: false} : {})}));
     setPlan(null);
     setProblem(null);
     key.current = newKey();
