@@ -39,14 +39,16 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               thin_check:thin-provisioning-tools ip:iproute2 \
               nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils \
               qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio \
-              systemd-analyze:systemd rpm:rpm curl:curl prometheus:prometheus
+              systemd-analyze:systemd rpm:rpm curl:curl prometheus:prometheus \
+              chromium-headless-shell:chromium-headless-shell
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc
 NEED_BENCH := $(NEED_DEMO) linux.uml:user-mode-linux insmod:kmod qemu-img:qemu-utils nbdcopy:libnbd-bin ddrescue:gddrescue \
               /usr/bin/time:time
 NEED_MODEL := $(NEED_BUILD) spin:spin
+NEED_SCREENSHOTS := $(NEED_BUILD) chromium-headless-shell:chromium-headless-shell /usr/share/fonts/opentype/inter:fonts-inter
 
-.PHONY: help build demo test lint format bench model torture fuzz packages install uninstall clean \
-        setup-build setup-demo setup-test setup-lint setup-bench setup-model
+.PHONY: help build demo test screenshots lint format bench model torture fuzz packages install uninstall clean \
+        setup-build setup-demo setup-test setup-lint setup-bench setup-model setup-screenshots
 
 ## build: bin/migrate, bin/thinctl and bin/hydrated
 build: setup-build
@@ -64,9 +66,13 @@ test: setup-test build
 	$(GO) vet ./...
 	GO='$(GO)' .ci/test
 
+## screenshots: take the pictures of the page in docs anew
+screenshots: setup-screenshots
+	DECANT_SCREENSHOTS=1 $(GO) test -count=1 -run=Screenshots ./web
+
 ## lint: shellcheck, mandoc, golangci-lint with gofumpt; compiles the linters first
 lint: setup-lint
-	shellcheck .ci/need .ci/run .ci/test demo/*.sh packaging/*.sh
+	shellcheck .ci/need .ci/run .ci/test demo/*.sh packaging/*.sh web/*.sh
 	mandoc -Tlint -Wwarning man/*.[18]
 	$(TOOL) golangci-lint run ./...
 
@@ -142,3 +148,4 @@ setup-test:  ; @.ci/need $(NEED_TEST)
 setup-lint:  ; @.ci/need $(NEED_LINT)
 setup-bench: ; @.ci/need $(NEED_BENCH)
 setup-model: ; @.ci/need $(NEED_MODEL)
+setup-screenshots: ; @.ci/need $(NEED_SCREENSHOTS)

@@ -108,7 +108,7 @@ function Charts({record}) {
 }
 
 const eventTexts = {
-  started: (e) => (e.resumed ? "Resumed" : "Started"),
+  started: (e) => (e.resumed && e.transaction > 0 ? "Resumed" : "Started"),
   exported: () => "Exported",
   paused: (e) => `Paused: ${e.message ?? ""}`,
   warning: (e) => `Warning: ${e.message ?? ""}`,

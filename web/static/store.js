@@ -270,6 +270,7 @@ export function logOut() {
 export function inOrder() {
   const weight = (/** @type {Record} */ r) => orderOf(r.summary);
   const listed = [...known.migrations.values()].filter((r) => r.summary.source !== undefined);
-  return listed.sort((a, b) => weight(a) - weight(b) ||
+  const place = (/** @type {Record} */ r) => r.summary.position || 0; // of those that wait
+  return listed.sort((a, b) => weight(a) - weight(b) || place(a) - place(b) ||
     String(b.summary.created ?? "").localeCompare(String(a.summary.created ?? "")) || a.summary.id.localeCompare(b.summary.id));
 }
