@@ -97,8 +97,9 @@ const contrasts = `(() => {
       if (found < 4.5) weak.push(name + " text " + found.toFixed(2));
     }
     if (e.matches("input:not([type=checkbox]), button")) {
-      const outside = ground(e.parentElement);
-      const found = Math.max(ratio(over(rgba(style.borderTopColor), outside), outside), ratio(under, outside));
+      const ring = ground(e.parentElement);
+      const edge = over(rgba(style.borderTopColor), ring);
+      const found = Math.max(ratio(edge, ring), ratio(under, ring));
       if (found < 3) weak.push(name + " edge " + found.toFixed(2));
     }
   }

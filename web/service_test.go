@@ -40,12 +40,8 @@ func onDisk(t *testing.T) string {
 		}
 		switch st.Type {
 		case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC:
-			made, err := os.MkdirTemp(dir, "decant-web-*")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(made) })
-			return made
+			t.Setenv("TMPDIR", dir)
+			return t.TempDir()
 		}
 	}
 	t.Fatal("neither /tmp nor /var/tmp is on ext4, XFS or btrfs; name a directory that is with DECANT_TEST_DIR")

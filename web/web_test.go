@@ -15,25 +15,14 @@ import (
 	"testing"
 )
 
-func get(t *testing.T, path string, header ...string) *http.Response {
-	t.Helper()
+func get(path string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodGet, path, http.NoBody)
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}
 	w := httptest.NewRecorder()
 	Handler().ServeHTTP(w, r)
-	return w.Result()
-}
-
-func body(t *testing.T, r *http.Response) []byte {
-	t.Helper()
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return w
 }
 
 func TestEveryFileIsServedWithItsType(t *testing.T) {
@@ -43,15 +32,15 @@ func TestEveryFileIsServedWithItsType(t *testing.T) {
 		"/icon.svg": "image/svg+xml", "/vendor/uplot/LICENSE": "text/plain; charset=utf-8",
 	}
 	for name, contentType := range want {
-		r := get(t, name)
-		if r.StatusCode != http.StatusOK || r.Header.Get("Content-Type") != contentType {
-			t.Errorf("%s: %d, %q", name, r.StatusCode, r.Header.Get("Content-Type"))
+		r := get(name)
+		if r.Code != http.StatusOK || r.Header().Get("Content-Type") != contentType {
+			t.Errorf("%s: %d, %q", name, r.Code, r.Header().Get("Content-Type"))
 		}
-		if len(body(t, r)) == 0 {
+		if len(r.Body.Bytes()) == 0 {
 			t.Errorf("%s is empty", name)
 		}
-		if r.Header.Get("Content-Security-Policy") != policy || r.Header.Get("X-Content-Type-Options") != "nosniff" {
-			t.Errorf("%s lacks headers: %v", name, r.Header)
+		if r.Header().Get("Content-Security-Policy") != policy || r.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s lacks headers: %v", name, r.Header())
 		}
 	}
 }
@@ -70,8 +59,8 @@ func TestNoFileHasAnUnknownType(t *testing.T) {
 
 func TestOtherPathsAndMethodsAreRefused(t *testing.T) {
 	for _, name := range []string{"/nothing.js", "/static/main.js", "/vendor/", "/vendor", "/../web.go", "//main.js", "/v1/migrations"} {
-		if r := get(t, "http://host"+name); r.StatusCode != http.StatusNotFound {
-			t.Errorf("%s: %d", name, r.StatusCode)
+		if r := get("http://host" + name); r.Code != http.StatusNotFound {
+			t.Errorf("%s: %d", name, r.Code)
 		}
 	}
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions} {
@@ -93,12 +82,12 @@ func TestHeadHasNoBody(t *testing.T) {
 
 func TestCompressedContentIsTheSame(t *testing.T) {
 	const name = "/vendor/uplot/uPlot.mjs"
-	plain := body(t, get(t, name))
-	r := get(t, name, "Accept-Encoding", "br, gzip;q=0.8")
-	if r.Header.Get("Content-Encoding") != "gzip" || r.Header.Get("Vary") != "Accept-Encoding" {
-		t.Fatalf("headers %v", r.Header)
+	plain := get(name).Body.Bytes()
+	r := get(name, "Accept-Encoding", "br, gzip;q=0.8")
+	if r.Header().Get("Content-Encoding") != "gzip" || r.Header().Get("Vary") != "Accept-Encoding" {
+		t.Fatalf("headers %v", r.Header())
 	}
-	zipped := body(t, r)
+	zipped := r.Body.Bytes()
 	z, err := gzip.NewReader(bytes.NewReader(zipped))
 	if err != nil {
 		t.Fatal(err)
@@ -108,30 +97,30 @@ func TestCompressedContentIsTheSame(t *testing.T) {
 		t.Errorf("%d bytes, compressed %d, are %d again: %v", len(plain), len(zipped), len(unzipped), err)
 	}
 	for _, refused := range []string{"", "br", "gzip;q=0", "gzip; q=0.0", "gzip;q=x"} {
-		if r := get(t, name, "Accept-Encoding", refused); r.Header.Get("Content-Encoding") != "" {
-			t.Errorf("%q got %s", refused, r.Header.Get("Content-Encoding"))
+		if r := get(name, "Accept-Encoding", refused); r.Header().Get("Content-Encoding") != "" {
+			t.Errorf("%q got %s", refused, r.Header().Get("Content-Encoding"))
 		}
 	}
 }
 
 func TestBrowserKeepsWhatHasNotChanged(t *testing.T) {
 	for _, encoding := range []string{"", "gzip"} {
-		r := get(t, "/main.js", "Accept-Encoding", encoding)
-		etag := r.Header.Get("ETag")
-		if etag == "" || r.Header.Get("Cache-Control") != "no-cache" {
-			t.Fatalf("%v", r.Header)
+		r := get("/main.js", "Accept-Encoding", encoding)
+		etag := r.Header().Get("ETag")
+		if etag == "" || r.Header().Get("Cache-Control") != "no-cache" {
+			t.Fatalf("%v", r.Header())
 		}
 		for _, tags := range []string{etag, "W/" + etag, `"x", ` + etag, "*"} {
-			again := get(t, "/main.js", "Accept-Encoding", encoding, "If-None-Match", tags)
-			if again.StatusCode != http.StatusNotModified || len(body(t, again)) != 0 {
-				t.Errorf("If-None-Match: %s: %d", tags, again.StatusCode)
+			again := get("/main.js", "Accept-Encoding", encoding, "If-None-Match", tags)
+			if again.Code != http.StatusNotModified || len(again.Body.Bytes()) != 0 {
+				t.Errorf("If-None-Match: %s: %d", tags, again.Code)
 			}
 		}
-		if other := get(t, "/main.js", "Accept-Encoding", encoding, "If-None-Match", `"x"`); other.StatusCode != http.StatusOK {
-			t.Errorf("another tag: %d", other.StatusCode)
+		if other := get("/main.js", "Accept-Encoding", encoding, "If-None-Match", `"x"`); other.Code != http.StatusOK {
+			t.Errorf("another tag: %d", other.Code)
 		}
 	}
-	if a, b := get(t, "/main.js"), get(t, "/main.js", "Accept-Encoding", "gzip"); a.Header.Get("ETag") == b.Header.Get("ETag") {
+	if a, b := get("/main.js"), get("/main.js", "Accept-Encoding", "gzip"); a.Header().Get("ETag") == b.Header().Get("ETag") {
 		t.Error("both encodings have one tag")
 	}
 }
