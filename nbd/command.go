@@ -138,6 +138,9 @@ func (c *conn) refuse(r *reply, q request, e errno, message string) {
 // fail answers with an error of the device. Its text is for this host's log: it may
 // name things that are none of the client's business.
 func (c *conn) fail(r *reply, q request, err error) {
+	if errors.Is(err, ErrNoAnswer) {
+		c.disconnect() // so that the reply which follows goes nowhere
+	}
 	e := fromDevice(err)
 	fast := q.command == cmdWriteZeroes && q.flags&cmdFlagFastZero != 0
 	if e == errNotSup && !fast {

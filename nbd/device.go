@@ -35,6 +35,11 @@ type Device interface {
 	Flush() error
 }
 
+// ErrNoAnswer is for a Device that cannot say how a request ends. The client is
+// disconnected and gets no answer, to this request and to those that it waits for
+// besides: a client that comes back, such as the kernel, makes all of them again.
+var ErrNoAnswer = errors.New("the request is left to the next server")
+
 // Extent is a part of a device in one state.
 type Extent struct {
 	Bytes    int64 // more than 0

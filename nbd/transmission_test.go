@@ -350,3 +350,17 @@ func TestRepliesDoNotWaitForASlowRequest(t *testing.T) {
 		}
 	}
 }
+
+// unanswering is a device that leaves writes to the next server.
+type unanswering struct{ *memory }
+
+func (d unanswering) WriteAt([]byte, int64) (int, error) {
+	return 0, fmt.Errorf("stopped: %w", ErrNoAnswer)
+}
+
+func TestNoAnswerIsNoReply(t *testing.T) {
+	s := serveDevice(t, unanswering{newMemory(mib)})
+	p := ready(t, s)
+	p.request(request{command: cmdWrite, length: 512, cookie: 1}, make([]byte, 512)...)
+	p.gone()
+}

@@ -7,6 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"decant/clone"
 	"decant/dm"
 	"decant/journal"
 	"decant/nbd"
@@ -98,8 +101,9 @@ func (x *live) open(_ context.Context, r *reporter) (err error) {
 	}
 	guardMemory(r.warn)
 	export := r.export("")
-	export.MinBlockBytes = dm.SectorBytes
-	server, err := nbd.NewServer(nbd.Config{Exports: []nbd.Export{export}})
+	export.MinBlockBytes, export.Device = dm.SectorBytes, liveVolume{r.volume}
+	// First writes to regions wait for a commit, the more of them together the better.
+	server, err := nbd.NewServer(nbd.Config{Exports: []nbd.Export{export}, Limits: nbd.Limits{Depth: 64}})
 	if err != nil {
 		return err
 	}
@@ -198,23 +202,58 @@ func (x *live) awaitUsers(ctx context.Context) error {
 }
 
 func (x *live) close() error {
+	var err error
 	switch {
 	case x.served:
+		if x.failed() {
+			// What was answered since the last flush may be gone. The next process would
+			// find nothing wrong with the next flush, so nobody may wait for it.
+			err = nbd.DisconnectKernel(x.link.Index)
+		}
 		x.end()
 		<-x.link.Ended()
 	case x.link != nil:
 		x.link.Close()
 	}
-	if x.device == nil {
-		return nil
+	if x.device != nil {
+		err = errors.Join(err, x.device.close())
 	}
-	return x.device.close()
+	return err
 }
+
+// failed says whether a flush or a commit has failed while the device was served.
+func (x *live) failed() bool { return !x.moved && x.r.clone.Mode() != clone.ReadWrite }
 
 // waits says in words what becomes of the device when this process ends before finish.
 func (x *live) waits() string {
-	if x.device == nil || x.moved {
+	switch {
+	case x.device == nil || x.moved:
 		return ""
+	case x.failed():
+		return dm.Path(x.name) + " gives errors from now on, since a flush has failed: unmount it before the next run, which makes it anew"
 	}
 	return fmt.Sprintf("the I/O of %s waits for the next run, at most %v", dm.Path(x.name), x.timeout)
 }
+
+// liveVolume is the volume as the kernel uses it. A change that waits for space when the
+// run is stopped does not fail: it is for the next run.
+type liveVolume struct{ *volume }
+
+func (v liveVolume) leave(err error) error {
+	if errors.Is(err, unix.ESHUTDOWN) && v.ctx.Err() != nil {
+		return nbd.ErrNoAnswer
+	}
+	return err
+}
+
+// WriteAt implements nbd.Device.
+func (v liveVolume) WriteAt(p []byte, off int64) (int, error) {
+	n, err := v.volume.WriteAt(p, off)
+	return n, v.leave(err)
+}
+
+// Zero implements nbd.Device.
+func (v liveVolume) Zero(off, n int64) error { return v.leave(v.volume.Zero(off, n)) }
+
+// Discard implements nbd.Device.
+func (v liveVolume) Discard(off, n int64) error { return v.leave(v.volume.Discard(off, n)) }

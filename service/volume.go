@@ -24,6 +24,10 @@ type volume struct {
 // and those behind it wait, too.
 const guestPatience = 5 * time.Second
 
+// outlivingPatience is that of guests who outlive this process: file systems, which give
+// up when a write fails. It is the time that a thin pool without space takes.
+const outlivingPatience = time.Minute
+
 // newVolume is for the guests of a run that ends with ctx, if any.
 func (m *migration) newVolume(ctx context.Context, r *reporter) *volume {
 	v := &volume{Clone: r.clone, ctx: ctx}
@@ -31,8 +35,12 @@ func (m *migration) newVolume(ctx context.Context, r *reporter) *volume {
 		return v
 	}
 	r.meter.isPatient = func() bool { return r.clone.GuestBusy(time.Minute) }
+	patience := guestPatience
+	if m.guestsOutlive() {
+		patience = outlivingPatience
+	}
 	v.space = hydrate.NewGuests(r.clone, hydrate.GuestOptions{
-		Space: r.meter, UnitBytes: r.meter.unitBytes, Patience: guestPatience, Refused: r.guestRefused,
+		Space: r.meter, UnitBytes: r.meter.unitBytes, Patience: patience, Refused: r.guestRefused,
 	})
 	return v
 }

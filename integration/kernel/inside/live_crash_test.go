@@ -226,3 +226,37 @@ func TestLiveKilledAtTheEnd(t *testing.T) {
 	}
 	t.Logf("%d of 6 were killed after the exchange of the tables", moved)
 }
+
+// fault 47: the destination fails under a mounted live device. Its users get errors, and
+// nothing that they had been told was durable is lost: once the destination is whole again
+// and they have left, the same command goes on.
+func TestLiveFault47DestinationFails(t *testing.T) {
+	s := newSite(t)
+	below := s.slice(112 * mib)
+	destination := s.newDevice(below.whole(below.linear())...)
+	l := s.newLively("ext4", destination.path(), 96*mib, "--bwlimit=4MiB/s")
+	r := l.run()
+	f := l.mount()
+	l.fill(f.path("new"), mib, 1)
+	destination.exchange(below.whole(broken)...)
+	if err := os.WriteFile(f.path("failing"), bytes.Repeat([]byte("x"), int(mib)), 0o600); err == nil {
+		if file, err := os.Open(f.path("failing")); err == nil {
+			if file.Sync() == nil {
+				t.Error("a file was made durable on a destination that fails")
+			}
+			_ = file.Close()
+		}
+	}
+	r.await("the failure", func(e event) bool { return e.Event == "warning" })
+	f.unmount()
+	s.want(3, r.wait())
+	destination.exchange(below.whole(below.linear())...)
+	l.flags = nil
+	r = l.run()
+	f.mount()
+	s.want(0, r.wait())
+	_ = os.Remove(f.path("failing"))
+	l.wantEnd()
+	l.check(f.dir)
+	f.check()
+}
