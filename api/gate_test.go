@@ -18,7 +18,7 @@ func serveTCP(t *testing.T, f *fakeManager, c TCPConfig) *served {
 		t.Fatal(err)
 	}
 	config := fakeConfig(f)
-	config.Token, config.Hosts = token, []string{"Storage.example:7420"}
+	config.Token, config.Hosts = token, []string{"Storage.example:9640"}
 	s, log := newServer(t, config)
 	listener, err := ListenTCP(c)
 	if err != nil {
@@ -90,9 +90,9 @@ func TestBrowsersCannotBeMadeToSteer(t *testing.T) {
 		"its own page":                {with("Origin", "http://"+host), 200},
 		"same origin":                 {with("Sec-Fetch-Site", "same-origin"), 200},
 		"a configured name":           {with("Host", "storage.EXAMPLE:99"), 200},
-		"localhost":                   {with("Host", "localhost:7420"), 200},
-		"a name with its final dot":   {with("Host", "localhost.:7420"), 200},
-		"IPv6 loopback":               {with("Host", "[::1]:7420"), 200},
+		"localhost":                   {with("Host", "localhost:9640"), 200},
+		"a name with its final dot":   {with("Host", "localhost.:9640"), 200},
+		"IPv6 loopback":               {with("Host", "[::1]:9640"), 200},
 		"rebound name":                {with("Host", "evil.example"), 403},
 		"rebound name, loopback-like": {with("Host", "127.0.0.1.evil.example"), 403},
 		"another address":             {with("Host", "192.0.2.1"), 403},

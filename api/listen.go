@@ -209,7 +209,7 @@ func ListenTCP(c TCPConfig) (net.Listener, error) {
 		return nil, &service.Error{Outcome: service.Usage, Problem: "TLS needs a certificate and its key, both or neither"}
 	}
 	if _, _, err := net.SplitHostPort(c.Address); err != nil {
-		return nil, &service.Error{Outcome: service.Usage, Object: c.Address, Problem: "not an address to listen on", Hint: "for example 127.0.0.1:7420", Err: err}
+		return nil, &service.Error{Outcome: service.Usage, Object: c.Address, Problem: "not an address to listen on", Hint: "for example 127.0.0.1:9640", Err: err}
 	}
 	var secure *tls.Config
 	if c.CertFile != "" {

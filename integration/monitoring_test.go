@@ -123,7 +123,7 @@ func newPrometheus(t *testing.T, target, token string) *prometheus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.NewReplacer("localhost:7420", "127.0.0.1:"+target, "/etc/prometheus/decant.token", token,
+	text := strings.NewReplacer("localhost:9640", "127.0.0.1:"+target, "/etc/prometheus/decant.token", token,
 		"/etc/prometheus/decant/alerts.yml", rules, "15s", "1s").Replace(string(config)) + "\nglobal:\n  evaluation_interval: 1s\n"
 	file := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
