@@ -53,3 +53,25 @@ func (r *regions) adopt(regions *region.Set, copied int64) error {
 	}
 	return nil
 }
+
+// Holes are the Unhydrated regions that lie in holes of the source, and that the
+// destination is known to read as zeros (I10): they need no copy.
+func (c *Clone) Holes() (*region.Set, error) {
+	holes := region.NewSet()
+	for off, end := int64(0), c.Bytes(); off < end; {
+		start, next, err := c.nextData(off)
+		if err != nil {
+			return nil, &IOError{Side: SourceSide, Op: "look for data", Off: off, N: end - off, Err: err}
+		}
+		holes.Add(c.Geometry.Covered(off, min(start, end)-off))
+		off = max(next, off+1)
+	}
+	r := c.regions
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	other := region.NewSet(c.Geometry.All())
+	other.Subtract(r.clean)
+	other.Union(r.claimed)
+	holes.Subtract(other)
+	return holes, nil
+}

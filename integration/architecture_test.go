@@ -39,7 +39,7 @@ var mayImport = map[string][]string{
 	"integration/kernel/inside": {},
 	"integration/faultfs":       {},
 	"integration/logwrites":     {},
-	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "dm", "thin", "nbd", "units"},
+	"service":                   {"region", "journal", "clone", "hydrate", "loopdev", "dm", "dm/clonetarget", "dm/persistent", "thin", "nbd", "units"},
 	"api":                       {"service", "units"},
 	"web":                       {},
 	"cmd/migrate":               {"service", "api", "units"},

@@ -79,7 +79,11 @@ type holder interface {
 func (m *migration) holdGuests(ctx context.Context, r *reporter) error {
 	for _, x := range m.accesses {
 		if h, ok := x.(holder); ok {
-			if err := h.hold(ctx, r); err != nil {
+			err := h.hold(ctx, r)
+			if ours := new(*Error); errors.As(err, ours) {
+				return err
+			}
+			if err != nil {
 				return m.stopped(ctx, err)
 			}
 		}

@@ -85,10 +85,10 @@ func (a *attempt) checkLiveName(d *liveDevice) error {
 		if err != nil {
 			return refuse(d.name, "it cannot be seen whether the device is there", "", err)
 		}
-		if found && info.Name != d.name {
+		if found && info.Name != d.name && info.Name != hiddenName(d.id) {
 			return refuse(d.name, fmt.Sprintf("migration %s is in use as %s", d.id, dm.Path(info.Name)), "give --live "+info.Name, nil)
 		}
-		if found {
+		if found && info.Name == d.name {
 			return nil
 		}
 	}

@@ -131,7 +131,15 @@ func (d *liveDevice) load(name string, table []dm.Target) error {
 // of that.
 func (d *liveDevice) isOver(e *end) (bool, error) {
 	uuids, err := e.base.Stacked()
-	return slices.Contains(uuids, liveUUID(d.id)), err
+	if err != nil || !slices.Contains(uuids, liveUUID(d.id)) {
+		return false, err
+	}
+	info, found, err := d.find()
+	if err != nil || !found || !info.ActiveTable {
+		return false, err
+	}
+	table, err := d.control.Table(info.Name)
+	return len(table) == 1 && table[0].Type == "linear", err
 }
 
 // moveTo makes the device a plain part of an end of the migration, which nobody but this

@@ -17,6 +17,9 @@ import (
 func (a *attempt) chooseLive() error {
 	o := &a.request.Options
 	if o.Live == "" {
+		if err := a.checkKernelLeft(); err != nil {
+			return err
+		}
 		return a.checkLeftLive()
 	}
 	engine, err := a.chooseEngine()
@@ -25,12 +28,12 @@ func (a *attempt) chooseLive() error {
 	}
 	o.Engine = engine // what is begun with one is ended with it
 	switch engine {
-	case EngineUser:
-		a.accesses = append(a.accesses, &live{name: o.Live, timeout: o.LiveTimeout})
-		return nil
+	case EngineKernel:
+		a.accesses = append(a.accesses, &kernelLive{name: o.Live})
 	default:
-		return refuse(o.Live, "the kernel engine is not part of this program", "leave off --engine kernel", nil)
+		a.accesses = append(a.accesses, &live{name: o.Live, timeout: o.LiveTimeout})
 	}
+	return nil
 }
 
 // chooseEngine is the engine of a live device: that which the migration was begun with,
@@ -41,14 +44,17 @@ func (a *attempt) chooseEngine() (string, error) {
 	if asked == "" {
 		asked = EngineAuto
 	}
-	if a.known != nil && a.known.record.Live != "" {
+	if a.known != nil && a.known.record.Live != "" && a.known.record.Engine != EngineAuto {
 		begun := a.known.record.Engine
-		if asked != EngineAuto && begun != EngineAuto && asked != begun {
+		if asked != EngineAuto && asked != begun {
 			return "", refuse(a.source.name, fmt.Sprintf("its migration %s was begun with --engine %s", a.known.id, begun), "go on with that", nil)
 		}
 		return begun, nil
 	}
 	if asked == EngineAuto {
+		if a.whyNotKernel() == "" {
+			return EngineKernel, nil
+		}
 		return EngineUser, nil
 	}
 	return asked, nil
@@ -103,6 +109,9 @@ func (m *migration) removeLive() error {
 	if m.record.Live == "" {
 		return nil
 	}
+	if err := m.checkKernelEnded(); err != nil {
+		return err
+	}
 	d, err := openLiveDevice(m.record.Live, m.id)
 	if errors.Is(err, dm.ErrNoDeviceMapper) {
 		return nil
@@ -129,6 +138,9 @@ func (m *migration) removeLive() error {
 	}
 	if err != nil {
 		return refuse(dm.Path(info.Name), "the network block device below it cannot be taken away", "see /sys/block/nbd*/backend", err)
+	}
+	if err := m.s.removeCloneMetadata(m.id); err != nil {
+		return refuse(m.s.cloneMetadataPath(m.id), "cannot be removed", "", err)
 	}
 	return nil
 }

@@ -280,8 +280,30 @@ func (m *migration) hydrate(ctx context.Context, r *reporter, discard bool) erro
 
 // hydrateAll hydrates what is left.
 func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) error {
+	var err error
+	if k := m.kernelEngine(); k != nil {
+		err = k.hydrate(ctx, discard)
+	} else {
+		err = m.copyAll(ctx, r, discard)
+	}
+	// Also of a run that stopped: what it has discarded is not to be kept from others.
+	err = errors.Join(err, r.meter.returner.finish())
+	if errors.Is(err, hydrate.ErrNoSpace) {
+		m.spaceHint = m.source.spaceHint() + r.meter.hint(r.clone.Geometry.RegionBytes())
+	}
+	if badErr := m.noteBad(err); badErr != nil {
+		err = errors.Join(err, badErr)
+	}
+	if err != nil {
+		return m.stopped(ctx, r.meter.explain(err, discard))
+	}
+	return nil
+}
+
+// copyAll copies what is left, in this process.
+func (m *migration) copyAll(ctx context.Context, r *reporter, discard bool) error {
 	o := m.control.options(m)
-	err := hydrate.Run(ctx, r.clone, hydrate.Options{
+	return hydrate.Run(ctx, r.clone, hydrate.Options{
 		Threshold:     m.control.threshold,
 		BatchRegions:  o.BatchRegions,
 		CommitPeriod:  o.CommitPeriod,
@@ -295,18 +317,6 @@ func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) e
 		Observer:      r,
 		CommitTook:    m.control.commitTook,
 	})
-	// Also of a run that stopped: what it has discarded is not to be kept from others.
-	err = errors.Join(err, r.meter.returner.finish())
-	if errors.Is(err, hydrate.ErrNoSpace) {
-		m.spaceHint = m.source.spaceHint() + r.meter.hint(r.clone.Geometry.RegionBytes())
-	}
-	if badErr := m.noteBad(err); badErr != nil {
-		err = errors.Join(err, badErr)
-	}
-	if err != nil {
-		return m.stopped(ctx, r.meter.explain(err, discard))
-	}
-	return nil
 }
 
 // noteBad keeps the list of what could not be read, for show and explain. The list

@@ -25,6 +25,7 @@ again. A second SIGTERM ends it at once, which loses nothing either. SIGHUP read
 limits and the level of the log from the configuration again.`
 
 func main() {
+	service.BecomeGuardian()
 	os.Exit(run(os.Args[1:]))
 }
 

@@ -57,6 +57,7 @@ type program struct {
 }
 
 func main() {
+	service.BecomeGuardian()
 	os.Exit(newProgram(openService).run(os.Args[1:]))
 }
 

@@ -51,7 +51,8 @@ func programsDirectory(t testing.TB) string {
 func TestPrograms(t *testing.T) { runInside(t, "^TestKernel([^S]|S[^p])") }
 func TestSpace(t *testing.T)    { runInside(t, "^TestKernelSpace") }
 
-func TestLive(t *testing.T) { runInside(t, "^TestLive") }
+func TestLive(t *testing.T)   { runInside(t, "^TestLive") }
+func TestEngine(t *testing.T) { runInside(t, "^TestEngine") }
 
 func runInside(t *testing.T, tests string) {
 	t.Helper()

@@ -1,0 +1,95 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"decant/dm/clonetarget"
+)
+
+// guardianVariable holds the id of the migration whose live device a guardian looks
+// after, and makes a process of this program one.
+const guardianVariable = "DECANT_GUARDIAN"
+
+// guardian is a process that waits for the end of this one, and sees to it then that the
+// live device is not left suspended, nor copying in the background with nobody to watch.
+// It has nothing on the device itself, and is in a session of its own, so that what ends
+// this process from a terminal does not end it too.
+type guardian struct {
+	cmd *exec.Cmd
+	end io.Closer // of the pipe that ends with this process
+}
+
+// startGuardian needs a program that calls BecomeGuardian first of all.
+func startGuardian(id string) (*guardian, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), guardianVariable+"="+id)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	end, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, end.Close())
+	}
+	return &guardian{cmd: cmd, end: end}, nil
+}
+
+// stop has the guardian look once more, and waits for its end.
+func (g *guardian) stop() error {
+	if err := g.end.Close(); err != nil {
+		return err
+	}
+	if err := g.cmd.Wait(); err != nil {
+		return fmt.Errorf("the guardian of the device: %w", err)
+	}
+	return nil
+}
+
+// BecomeGuardian makes this process a guardian if it was started as one by another
+// process of the same program, and does not return then. A program calls it first of all.
+func BecomeGuardian() {
+	id := os.Getenv(guardianVariable)
+	if id == "" {
+		return
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin) // ends with the other process, whatever became of it
+	if err := releaseLive(id); err != nil {
+		os.Exit(int(Failed))
+	}
+	os.Exit(int(Success))
+}
+
+// releaseLive lets I/O of a live device go on, and lets nothing be copied in the background.
+func releaseLive(id string) (err error) {
+	d, err := openLiveDevice("", id)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	info, found, err := d.find()
+	if err != nil || !found || !info.ActiveTable {
+		return err
+	}
+	if info.Suspended {
+		// A table that was loaded takes effect by this: it was meant to.
+		if err := d.control.Resume(info.Name, liveRules...); err != nil {
+			return err
+		}
+	}
+	table, err := d.control.Table(info.Name)
+	if err != nil || len(table) != 1 || table[0].Type != clonetarget.Type {
+		return err
+	}
+	_, err = d.control.Message(info.Name, 0, clonetarget.Disable)
+	return err
+}
