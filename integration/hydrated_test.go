@@ -66,6 +66,16 @@ func (v *hydratedSite) serve() {
 // ask makes a request, which must be answered with the status.
 func (v *hydratedSite) ask(status int, method, path, body string) []byte {
 	v.Helper()
+	got, answer := v.request(method, path, body)
+	if got != status {
+		v.Fatalf("%s %s: status %d, want %d: %s", method, path, got, status, answer)
+	}
+	return answer
+}
+
+// request makes a request, and returns how it was answered.
+func (v *hydratedSite) request(method, path, body string) (status int, answer []byte) {
+	v.Helper()
 	request, err := http.NewRequest(method, "http://localhost"+path, strings.NewReader(body))
 	if err != nil {
 		v.Fatal(err)
@@ -76,11 +86,10 @@ func (v *hydratedSite) ask(status int, method, path, body string) []byte {
 		v.Fatal(err)
 	}
 	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != status {
-		v.Fatalf("%s %s: status %d, want %d: %s (%v)", method, path, response.StatusCode, status, answer, err)
+	if answer, err = io.ReadAll(response.Body); err != nil {
+		v.Fatalf("%s %s: %v", method, path, err)
 	}
-	return answer
+	return response.StatusCode, answer
 }
 
 // migrationState is what the tests read of a migration.
