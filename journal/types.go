@@ -33,7 +33,7 @@ type Superblock struct {
 // Identity names a device by what does not change with a reboot, a rename or
 // another attachment order.
 type Identity struct {
-	Kind   string `json:"kind"`   // file, loop, block, volume, lvm
+	Kind   string `json:"kind"`   // file, loop, block, volume, lvm, nbd
 	Name   string `json:"name"`   // as the user wrote it, for people only
 	Path   string `json:"path"`   // where it was found; may lead elsewhere later
 	Key    string `json:"key"`    // equal for the same object, different for any other

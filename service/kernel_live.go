@@ -301,11 +301,11 @@ func (k *kernelLive) open(_ context.Context, r *reporter) error {
 
 // finish makes the device a plain part of the destination. The device needs this process
 // for nothing, so that a failure is not waited on.
-func (k *kernelLive) finish(_ context.Context, failed error) error {
+func (k *kernelLive) finish(ctx context.Context, failed error) error {
 	if failed != nil {
 		return nil //nolint:nilerr // it is told by others, and the device needs nobody for it
 	}
-	if err := k.m.conclude(k.r); err != nil {
+	if err := k.m.conclude(ctx, k.r); err != nil {
 		return err
 	}
 	if !k.moved {

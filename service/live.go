@@ -164,7 +164,7 @@ func (x *live) finish(ctx context.Context, failed error) error {
 	if !x.moved {
 		// From then on the journal relies on nothing that the users of the device will
 		// change without telling it.
-		if err := x.r.m.conclude(x.r); err != nil {
+		if err := x.r.m.conclude(ctx, x.r); err != nil {
 			return err
 		}
 		if err := x.device.moveTo(x.r.m.destination, x.r.volume.Bytes()); err != nil {

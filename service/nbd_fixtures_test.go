@@ -22,7 +22,8 @@ type remoteDisk struct {
 	data, durable []byte // what reads show, and what a restart leaves
 	holes, kept   []bool // of the units, likewise
 	bad           func(off int64) bool
-	before        func(op string) // called before each change and each flush
+	before        func(op string) // called before each change
+	flushed       func() error    // called by each flush, and an error is the result
 	readBytes     int64
 	changes       []string
 }
@@ -83,8 +84,10 @@ func (d *remoteDisk) Zero(off, n int64) error    { return d.change("zero", off, 
 func (d *remoteDisk) Discard(off, n int64) error { return d.change("discard", off, make([]byte, n)) }
 
 func (d *remoteDisk) Flush() error {
-	if d.before != nil {
-		d.before("flush")
+	if d.flushed != nil {
+		if err := d.flushed(); err != nil {
+			return err
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"decant/loopdev"
 	"decant/nbd"
 )
@@ -345,4 +347,33 @@ func TestExportOfAConfinedService(t *testing.T) {
 	s.must(os.Rename(s.path("socket"), s.path("in/socket")))
 	s.migrate(inside, s.path("in/moved"), copying())
 	s.wantContent("in/moved", content)
+}
+
+// A server that goes away at the very end, when only the last flush is missing, is one that
+// can come back.
+func TestExportGoesAwayAtTheEnd(t *testing.T) {
+	t.Parallel()
+	s, disk, content := remoteSite(t, 2*mib)
+	s.nbdOptions.TotalTime = 200 * time.Millisecond
+	server := s.serve(nbd.Export{Device: disk})
+	disk.flushed = func() error {
+		server.stop()
+		return unix.ESHUTDOWN
+	}
+	err := s.Migrate(context.Background(), s.request(s.uri(), "moved", moving()), nil)
+	if OutcomeOf(err) != Stopped || !errors.Is(err, nbd.ErrUnreachable) {
+		t.Fatalf("%v", err)
+	}
+	server.end()
+	disk.flushed = nil
+	disk.lose()
+	if _, durable := disk.allocated(); durable == 0 {
+		t.Fatal("the server had flushed")
+	}
+	s.serve(nbd.Export{Device: disk})
+	s.migrate(s.uri(), "moved", moving())
+	s.wantContent("moved", content)
+	if _, durable := disk.allocated(); durable > 0 {
+		t.Errorf("%d bytes are left at the server", durable)
+	}
 }

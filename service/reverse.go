@@ -140,9 +140,9 @@ func (m *migration) checkMarksByID(state journal.State) error {
 
 // endBackward makes the end of a reversal known, in an order in which each step
 // may be the last one: what is left is done by tidyReversed.
-func (m *migration) endBackward(r *reporter) error {
+func (m *migration) endBackward(ctx context.Context, r *reporter) error {
 	if err := m.source.Flush(); err != nil {
-		return m.failure(fmt.Errorf("flush the source: %w", err))
+		return m.unflushed(ctx, fmt.Errorf("flush the source: %w", err))
 	}
 	if err := m.journal.SetPhase(journal.Reversed); err != nil {
 		return m.failure(err)

@@ -190,22 +190,22 @@ func (m *migration) carryOut(ctx context.Context, r *reporter, state journal.Sta
 	if err := m.hydrate(ctx, r, discard); err != nil {
 		return err
 	}
-	if err := m.confirm(r, state.Direction); err != nil {
+	if err := m.confirm(ctx, r, state.Direction); err != nil {
 		return err
 	}
 	if state.Direction == journal.Backward {
-		return m.endBackward(r)
+		return m.endBackward(ctx, r)
 	}
 	return m.endForward(r, state)
 }
 
 // confirm finds out whether a run that has hydrated and discarded everything may end.
-func (m *migration) confirm(r *reporter, d journal.Direction) error {
+func (m *migration) confirm(ctx context.Context, r *reporter, d journal.Direction) error {
 	if m.discards(d) {
 		// So that no power loss undoes a discard when nobody is left to repeat it.
 		giver, _ := m.roles(d)
 		if err := giver.Flush(); err != nil {
-			return m.failure(fmt.Errorf("flush what was discarded: %w", err))
+			return m.unflushed(ctx, fmt.Errorf("flush what was discarded: %w", err))
 		}
 	}
 	if err := r.clone.Check(); err != nil {
@@ -222,7 +222,7 @@ func (m *migration) confirm(r *reporter, d journal.Direction) error {
 
 // conclude records that the migration is done, while guests still use the clone: all is
 // hydrated, and stays so whatever they do.
-func (m *migration) conclude(r *reporter) error {
+func (m *migration) conclude(ctx context.Context, r *reporter) error {
 	state, err := m.journal.Load()
 	if err != nil {
 		return m.failure(err)
@@ -233,8 +233,11 @@ func (m *migration) conclude(r *reporter) error {
 	if err := r.clone.Commit(); err != nil {
 		return m.failure(err)
 	}
-	if err := m.confirm(r, journal.Forward); err != nil {
+	if err := m.confirm(ctx, r, journal.Forward); err != nil {
 		return err
+	}
+	if err := m.sampleEmptied(); err != nil {
+		return m.failure(err)
 	}
 	if err := m.journal.SetPhase(journal.Done); err != nil {
 		return m.failure(err)
@@ -438,6 +441,15 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 		e.Problem = "stopped by an error"
 	}
 	return e
+}
+
+// unflushed words that a last flush has failed. A server that is gone can come back, and
+// everything that the flush was for is done again.
+func (m *migration) unflushed(ctx context.Context, err error) error {
+	if errors.Is(err, nbd.ErrUnreachable) || errors.Is(err, nbd.ErrChanged) {
+		return m.stopped(ctx, err)
+	}
+	return m.failure(err)
 }
 
 // failure words an error that no resume is known to mend.
