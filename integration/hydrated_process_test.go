@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,11 +44,11 @@ func TestFault64ServiceIsToldToEnd(t *testing.T) {
 		}
 	}
 	v.serve()
-	var list struct{ Migrations []migrationState }
-	if err := json.Unmarshal(v.ask(200, "GET", "/v1/migrations", ""), &list); err != nil || len(list.Migrations) != 3 {
-		t.Fatalf("%+v %v", list, err)
+	list := v.list()
+	if len(list) != 3 {
+		t.Fatalf("%+v", list)
 	}
-	for _, m := range list.Migrations {
+	for _, m := range list {
 		v.ask(200, "PATCH", "/v1/migrations/"+m.ID, `{"bwlimit":"unlimited"}`)
 		v.until(m.ID, "it is done", func(m migrationState) bool { return m.State == "done" })
 	}
@@ -142,9 +143,9 @@ func TestMigrationsOnOneDiskTakeTurns(t *testing.T) {
 	most, both := map[string]int{}, false
 	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		running, done := map[string]int{}, 0
-		for i, id := range ids {
-			disk := []string{"disk", "disk", "memory", "memory"}[i]
-			switch v.migration(id).State {
+		for _, m := range v.list() { // all at one moment
+			disk := []string{"disk", "disk", "memory", "memory"}[slices.Index(ids, m.ID)]
+			switch m.State {
 			case "running":
 				running[disk]++
 			case "done":
@@ -217,6 +218,16 @@ func TestServiceKilledAtRandomWhileItIsSteered(t *testing.T) {
 			t.Error("it was to be brought back")
 		}
 	}
+}
+
+// list is all migrations at one moment.
+func (v *hydratedSite) list() []migrationState {
+	v.Helper()
+	var list struct{ Migrations []migrationState }
+	if err := json.Unmarshal(v.ask(200, "GET", "/v1/migrations", ""), &list); err != nil {
+		v.Fatal(err)
+	}
+	return list.Migrations
 }
 
 // tryAsk makes a request that may be refused: others are made at random, too.
