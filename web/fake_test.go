@@ -34,6 +34,7 @@ type fakeManager struct {
 	asked    []string
 	refusals map[string]*service.Error // of what is asked, by method and path
 	streams  []uint64                  // behind which event each was opened
+	readers  int                       // streams that are open
 }
 
 func newFake(t *testing.T) *fakeManager {
@@ -266,7 +267,11 @@ func (f *fakeManager) Subscribe(_ string, after uint64) (api.Events, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.streams = append(f.streams, after)
-	return &fakeEvents{f, after}, f.refusal("events")
+	if err := f.refusal("events"); err != nil {
+		return nil, err
+	}
+	f.readers++
+	return &fakeEvents{f, after}, nil
 }
 
 func (e *fakeEvents) Next(ctx context.Context) (service.SequencedEvent, error) {
@@ -287,7 +292,7 @@ func (e *fakeEvents) Next(ctx context.Context) (service.SequencedEvent, error) {
 }
 
 func (e *fakeEvents) Missed() bool { return false }
-func (e *fakeEvents) Close()       {}
+func (e *fakeEvents) Close()       { e.f.change(func() { e.f.readers-- }) }
 
 // tell sends events to all readers.
 func (f *fakeManager) tell(events ...service.Event) {

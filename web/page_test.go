@@ -202,7 +202,7 @@ func TestCheckShowsTheProof(t *testing.T) {
 	p.fill("source", "/images/vm.raw")
 	p.fill("destination", "fast/vm")
 	p.do(chromedp.Click(chromedp.CSS("input[name=discard_src]")))
-	p.press("Sizes, limits, order")
+	p.press("Sizes, limits, use while it runs")
 	p.fill("region_size", "4 MiB")
 	p.fill("bwlimit", "50MiB/s")
 	p.fill("threshold", "8")
@@ -304,6 +304,66 @@ func TestPageOpenedWhileServiceIsGone(t *testing.T) {
 	f.refuse("events", nil)
 	p.press("Try now")
 	p.wait("!document.querySelector('.banner')")
+}
+
+// waitReaders waits until so many streams are open at the service.
+func (f *fakeManager) waitReaders(t *testing.T, want int) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		f.mu.Lock()
+		n := f.readers
+		f.mu.Unlock()
+		if n == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d streams are open, not %d", n, want)
+		}
+	}
+}
+
+// hurry makes a time that the page waits for short.
+func (p *tab) hurry(milliseconds int) {
+	p.t.Helper()
+	eval[bool](p, `(() => {
+		const real = window.setTimeout;
+		window.setTimeout = (f, delay, ...rest) => real(f, delay === %d ? 50 : delay, ...rest);
+		return true;
+	})()`, milliseconds)
+}
+
+func TestHiddenPageLetsItsConnectionGo(t *testing.T) {
+	f := newFake(t)
+	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")
+	f.put(s)
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	f.waitReaders(t, 1)
+	p.hurry(60_000)
+	eval[bool](p, `(() => {
+		Object.defineProperty(document, "hidden", {value: true, configurable: true});
+		return document.dispatchEvent(new Event("visibilitychange"));
+	})()`)
+	f.waitReaders(t, 0)
+	if eval[bool](p, "!!document.querySelector('.banner')") {
+		t.Error("the page misses what it has given up itself")
+	}
+	e := eventOf(s, service.Progress, 2)
+	e.BytesCopied = 9 << 30
+	f.tell(e)
+	eval[bool](p, `delete document.hidden && document.dispatchEvent(new Event("visibilitychange"))`)
+	p.waitText(".figures", "9.00 GiB")
+	f.waitReaders(t, 1)
+}
+
+func TestSilentServiceIsGone(t *testing.T) {
+	f := newFake(t)
+	f.put(migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running"))
+	p := openTab(t, f.URL, 1280, 900)
+	p.wait("document.querySelector('.link').dataset.link === 'live'")
+	p.hurry(40_000)
+	f.tell(eventOf(f.list[0], service.Progress, 1)) // from which silence is counted
+	p.waitText(".banner", "The service has not answered since")
 }
 
 func TestToken(t *testing.T) {

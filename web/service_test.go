@@ -139,7 +139,7 @@ func (s *realService) fillForm(p *tab, source, destination, limit string) {
 	p.fill("source", source)
 	p.fill("destination", destination)
 	p.do(chromedp.Click(chromedp.CSS("input[name=discard_src]")))
-	p.press("Sizes, limits, order")
+	p.press("Sizes, limits, use while it runs")
 	p.fill("bwlimit", limit)
 	p.press("Check only")
 	p.waitText(".proof", "It can be done")

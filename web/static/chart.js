@@ -32,7 +32,7 @@ function options(lines, unit, width, onCursor) {
   };
   return {
     width, height,
-    padding: [10, 8, 0, 0],
+    padding: [10, 24, 0, 0],
     legend: {show: false},
     cursor: {y: false, drag: {x: false, y: false}, points: {size: 6}},
     scales: {y: {range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ high) => [0, Math.max(1024, high * 1.08)]}},

@@ -156,7 +156,7 @@ function Settings({record, more}) {
     ["Free the source", yesNo(o.discard_src)], ["Read back", yesNo(o.verify)], ["Remove the source", yesNo(o.remove_src)],
     ["Region", size(o.region_bytes)], ["Regions in a copy", count(o.batch_regions)],
     ["Commit at least every", duration((o.commit_period_ns ?? 0) / 1e9)], ["and after", size(o.commit_bytes)],
-    ["Rate limit", o.bytes_per_second ? rate(o.bytes_per_second) : "none"], ["Journal", more.journal],
+    ["Used as", o.live ? `/dev/mapper/${o.live}` : o.export || "-"], ["Rate limit", o.bytes_per_second ? rate(o.bytes_per_second) : "none"], ["Journal", more.journal],
   ];
   return html`<section aria-labelledby="settings"><h2 id="settings">Settings</h2>
     <${Limits} record=${record} options=${o} key=${`${o.bytes_per_second} ${o.threshold_regions}`}/>

@@ -58,8 +58,9 @@ export class History {
     for (const [i, t] of list.entries()) {
       const time = Date.parse(t.committed) / 1000;
       const elapsed = i + 1 < list.length ? time - Date.parse(list[i + 1].committed) / 1000 : 0;
-      const rate = elapsed > 0 ? t.copied_bytes / elapsed : 0;
-      earlier.push({time, rate, copied, discarded: copied - pendingAt(list.slice(i), time)});
+      if (elapsed > 0) { // of the oldest nobody knows how long it took
+        earlier.push({time, rate: t.copied_bytes / elapsed, copied, discarded: copied - pendingAt(list.slice(i), time)});
+      }
       copied -= t.copied_bytes;
     }
     const first = this.samples[0]?.time ?? Infinity;

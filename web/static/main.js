@@ -1,6 +1,7 @@
 import {App} from "./app.js";
 import {html, render} from "./html.js";
-import {start} from "./store.js";
+import {start, watchVisibility} from "./store.js";
 
 render(html`<${App}/>`, document.getElementById("page"));
 start();
+watchVisibility();

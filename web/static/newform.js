@@ -11,10 +11,10 @@ import {announce, known} from "./store.js";
 
 const blank = {
   source: "", destination: "", discard_src: false, verify: false, remove_src: false, overwrite: false,
-  thin_pool: "", region_size: "", threshold: "", batch: "", commit_period: "", commit_bytes: "", bwlimit: "", priority: "",
+  thin_pool: "", live: "", export: "", region_size: "", threshold: "", batch: "", commit_period: "", commit_bytes: "", bwlimit: "", priority: "",
 };
 
-const optional = ["thin_pool", "region_size", "threshold", "batch", "commit_period", "commit_bytes", "bwlimit"];
+const optional = ["thin_pool", "live", "export", "region_size", "threshold", "batch", "commit_period", "commit_bytes", "bwlimit"];
 const counts = ["threshold", "batch"]; // of regions; all others are texts with units, which the service reads
 
 /**
@@ -133,7 +133,7 @@ function Choices({form, change}) {
 }
 
 function Details({form, change}) {
-  return html`<details><summary>Sizes, limits, order</summary><div class="fields three">
+  return html`<details><summary>Sizes, limits, use while it runs</summary><div class="fields three">
     ${text(form, change, "bwlimit", "Rate limit, per second", {placeholder: "unlimited"})}
     ${text(form, change, "region_size", "Region size", {placeholder: "1 MiB"})}
     ${text(form, change, "commit_bytes", "Most bytes in a transaction", {placeholder: "64 MiB"})}
@@ -141,6 +141,8 @@ function Details({form, change}) {
     ${text(form, change, "threshold", "Regions in flight", {placeholder: "32", type: "number", min: 1, max: 1048576})}
     ${text(form, change, "batch", "Regions in a copy", {placeholder: "4", type: "number", min: 1, max: 1048576})}
     ${text(form, change, "thin_pool", "Thin pool of LVM", {placeholder: "the only one"})}
+    ${text(form, change, "live", "Use at once as /dev/mapper/", {placeholder: "no device"})}
+    ${text(form, change, "export", "Serve over NBD at a socket", {placeholder: "no socket"})}
     ${text(form, change, "priority", "Priority", {placeholder: "0", type: "number", min: -1000, max: 1000})}
   </div></details>`;
 }

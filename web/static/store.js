@@ -6,7 +6,7 @@ import {lastPart, printable} from "./format.js";
 import {History} from "./history.js";
 import {useEffect, useState} from "./html.js";
 import {order, orderOf, stateOf, stateText} from "./states.js";
-import {follow} from "./stream.js";
+import {Stream} from "./stream.js";
 
 const refreshPeriod = 5000; // milliseconds, for what no event tells
 const mostListed = 1000; // of what is over
@@ -214,7 +214,7 @@ function onEvent(e) {
   changed();
 }
 
-/** @type {{retry: () => void, close: () => void}|null} */
+/** @type {Stream|null} */
 let stream = null;
 let ticking = 0;
 
@@ -224,7 +224,7 @@ export async function start() {
   known.needsToken = false;
   await refresh();
   if (known.needsToken) return;
-  stream = follow("/v1/events?after=0", {
+  stream = new Stream("/v1/events?after=0", {
     event: onEvent,
     open: () => {
       if (known.link === "gone") announce("The service answers again.");
@@ -245,6 +245,22 @@ function close() {
   stream?.close();
   stream = null;
   clearInterval(ticking);
+  clearTimeout(leaving);
+}
+
+const patienceWhenHidden = 60_000;
+let leaving = 0;
+
+/**
+ * Gives the stream up while nobody looks, since a browser has few connections for all
+ * of its tabs, and opens it again, from where it was, when somebody does.
+ */
+export function watchVisibility() {
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(leaving);
+    if (document.hidden) leaving = setTimeout(() => stream?.rest(), patienceWhenHidden);
+    else stream?.retry();
+  });
 }
 
 /** Tries at once to reach the service. */

@@ -5,6 +5,7 @@ import {headers, refusalOf} from "./api.js";
 
 const firstDelay = 500; // milliseconds, doubled with every failure
 const longestDelay = 5000;
+const longestSilence = 40_000; // the service says something every 15 s at least
 
 /**
  * Takes the text of a stream apart into events.
@@ -34,52 +35,95 @@ export function parser(onEvent) {
 }
 
 /**
- * Keeps a stream open for good.
- * @param {string} path
- * @param {{event: (e: any) => void, open: () => void, lost: (error: Error, retryAt: number) => void}} on
- * @returns {{retry: () => void, close: () => void}} to try again at once; to end it
+ * A stream that is kept open until it is closed.
+ * @typedef {{event: (e: any) => void, open: () => void, lost: (error: Error, retryAt: number) => void}} Listener
  */
-export function follow(path, on) {
-  let lastID = "";
-  let failures = 0;
-  let wake = () => {};
-  const ended = new AbortController();
+export class Stream {
+  #lastID = "";
+  #failures = 0;
+  #closed = false;
+  #resting = false;
+  #cut = new AbortController();
+  #wake = () => {};
 
-  async function readOnce() {
-    const more = {Accept: "text/event-stream"};
-    const response = await fetch(path, {
-      headers: headers(lastID ? {...more, "Last-Event-ID": lastID} : more),
-      cache: "no-store",
-      signal: ended.signal,
-    });
-    if (!response.ok || !response.body) throw refusalOf(response, await response.text());
-    failures = 0;
-    on.open();
-    const feed = parser((id, data) => {
-      lastID = id;
-      on.event(JSON.parse(data));
-    });
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let part = await reader.read(); !part.done; part = await reader.read()) feed(part.value);
-    throw new Error("the service has closed the stream");
+  /** @param {string} path @param {Listener} on */
+  constructor(path, on) {
+    this.path = path;
+    this.on = on;
+    this.#run();
   }
 
-  async function run() {
-    while (!ended.signal.aborted) {
+  /** Tries at once, or goes on after a rest. */
+  retry() {
+    this.#resting = false;
+    this.#wake();
+  }
+
+  /** Gives the connection up until retry. */
+  rest() {
+    this.#resting = true;
+    this.#cut.abort();
+  }
+
+  close() {
+    this.#closed = true;
+    this.#cut.abort();
+    this.#wake();
+  }
+
+  async #run() {
+    while (!this.#closed) {
+      let delay = 2 ** 31 - 1; // of a rest
       try {
-        await readOnce();
+        await this.#read();
       } catch (error) {
-        if (ended.signal.aborted) return;
-        const delay = Math.min(longestDelay, firstDelay * 2 ** failures++);
-        on.lost(error instanceof Error ? error : new Error(String(error)), Date.now() + delay);
-        await new Promise((resolve) => {
-          wake = () => resolve(undefined);
-          setTimeout(wake, delay);
-        });
+        if (this.#closed) return;
+        if (!this.#resting) {
+          delay = Math.min(longestDelay, firstDelay * 2 ** this.#failures++);
+          this.on.lost(error instanceof Error ? error : new Error(String(error)), Date.now() + delay);
+        }
       }
+      await new Promise((resolve) => {
+        this.#wake = () => resolve(undefined);
+        setTimeout(this.#wake, delay);
+      });
     }
   }
 
-  run();
-  return {retry: () => wake(), close: () => { ended.abort(); wake(); }};
+  /** Reads until the stream breaks, or says nothing for too long: then it fails. */
+  async #read() {
+    const cut = new AbortController();
+    this.#cut = cut;
+    let silence = 0;
+    const heard = () => {
+      clearTimeout(silence);
+      silence = setTimeout(() => cut.abort(new Error("the service has fallen silent")), longestSilence);
+    };
+    heard();
+    try {
+      const response = await this.#open(cut.signal);
+      const feed = parser((id, data) => {
+        this.#lastID = id;
+        this.on.event(JSON.parse(data));
+      });
+      const reader = response.pipeThrough(new TextDecoderStream()).getReader();
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        heard();
+        feed(part.value);
+      }
+    } finally {
+      clearTimeout(silence);
+    }
+    throw new Error("the service has closed the stream");
+  }
+
+  async #open(/** @type {AbortSignal} */ signal) {
+    const more = /** @type {Record<string, string>} */ ({Accept: "text/event-stream"});
+    if (this.#lastID) more["Last-Event-ID"] = this.#lastID;
+    const response = await fetch(this.path, {headers: headers(more), cache: "no-store", signal});
+    if (!response.ok || !response.body) throw refusalOf(response, await response.text());
+    this.#failures = 0;
+    this.on.open();
+    return response.body;
+  }
 }
