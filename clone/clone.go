@@ -171,6 +171,16 @@ func (c *Clone) Unhydrated(within region.Range) bool {
 	return some
 }
 
+// Dirty is a copy of the set of regions that are copied and not yet committed.
+func (c *Clone) Dirty() *region.Set {
+	r := c.regions
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	dirty := r.dirty.regions.Clone()
+	dirty.Union(r.sealed.regions)
+	return dirty
+}
+
 // Status counts.
 func (c *Clone) Status() Status {
 	r := c.regions

@@ -62,6 +62,22 @@ func TestOpenRefusesForeignJournal(t *testing.T) {
 	}
 }
 
+// What is Dirty can be asked for, and is no more when it was committed.
+func TestDirtyUntilCommitted(t *testing.T) {
+	c := open(t, clonetest.New(plain(5)))
+	some := region.Range{First: 1, Count: 3}
+	hydrate(t, c, some)
+	dirty := c.Dirty()
+	if !dirty.Equal(region.NewSet(some)) {
+		t.Errorf("%d regions are dirty, not 3", dirty.Count())
+	}
+	dirty.Remove(some) // the set is the caller's
+	commit(t, c)
+	if n := c.Dirty().Count(); n != 0 || c.Status().Hydrated != 3 {
+		t.Errorf("after the commit %d regions are dirty, %+v", n, c.Status())
+	}
+}
+
 // Ranges that reach beyond the device stop at its end.
 func TestWorkStopsAtTheEnd(t *testing.T) {
 	beyond := region.Range{First: 1, Count: 1 << 20}

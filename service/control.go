@@ -8,6 +8,7 @@ import (
 	"decant/clone"
 	"decant/hydrate"
 	"decant/journal"
+	"decant/region"
 )
 
 // control reaches into a run from outside: what may change while it goes on, and what
@@ -112,6 +113,16 @@ func (c *control) regions() (s clone.Status, ok bool) {
 		return s, false
 	}
 	return c.clone.Status(), true
+}
+
+// dirty is the regions that are copied and not yet committed; none if there is no run.
+func (c *control) dirty() *region.Set {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.clone == nil {
+		return region.NewSet()
+	}
+	return c.clone.Dirty()
 }
 
 func (c *control) commitTook(d time.Duration) {

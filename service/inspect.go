@@ -129,7 +129,7 @@ func regionMap(g region.Geometry, s journal.State, bad *region.Set, cells int) [
 	n := min(uint64(max(0, cells)), g.Regions())
 	list := make([]Cell, 0, n)
 	for i := range n {
-		part := region.Between(region.Nr(g.Regions()*i/n), region.Nr(g.Regions()*(i+1)/n))
+		part := cellRange(g.Regions(), i, n)
 		hydrated := s.Hydrated.CountIn(part)
 		cell := Cell{State: "partial", Hydrated: float64(hydrated) / float64(part.Count)}
 		switch {
@@ -145,6 +145,11 @@ func regionMap(g region.Geometry, s journal.State, bad *region.Set, cells int) [
 		list = append(list, cell)
 	}
 	return list
+}
+
+// cellRange is the regions of cell i of n.
+func cellRange(regions, i, n uint64) region.Range {
+	return region.Between(region.Nr(regions*i/n), region.Nr(regions*(i+1)/n))
 }
 
 // Explain is all that the journal knows of the region at an offset of the device.

@@ -87,6 +87,21 @@ func TestRegionMap(t *testing.T) {
 	}
 }
 
+func TestMapShowsDirtyRegions(t *testing.T) {
+	t.Parallel()
+	cells := []Cell{{State: "discarded"}, {State: "hydrated"}, {State: "partial"}, {State: "partial"}, {State: "unhydrated"}, {State: "unhydrated"}, {State: "bad"}}
+	dirty := region.NewSet(region.Range{First: 2, Count: 3}, region.Range{First: 9, Count: 1}, region.Range{First: 12, Count: 2})
+	markDirty(cells, 14, dirty)
+	got := ""
+	for _, c := range cells {
+		got += c.State + " "
+	}
+	if want := "discarded hydrated dirty partial dirty unhydrated bad "; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	markDirty(nil, 0, dirty) // of a journal that could not be read
+}
+
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

@@ -322,17 +322,6 @@ func (m *Manager) find(id string) (*job, error) {
 	return nil, refuse(id, fmt.Sprintf("%d migrations begin so", len(found)), "give more of the id", nil)
 }
 
-// Show is all about one migration, with a map of the given number of cells.
-func (m *Manager) Show(id string, cells int) (Detail, error) {
-	m.mu.Lock()
-	j, err := m.find(id)
-	m.mu.Unlock()
-	if err != nil {
-		return Detail{}, err
-	}
-	return m.service.Show(j.id, cells)
-}
-
 // Subscribe reads the events of one migration, or of all if id is empty, from the one
 // after that number on; 0 is from the oldest that is kept. The caller closes it.
 func (m *Manager) Subscribe(id string, after uint64) (*Subscription, error) {

@@ -134,7 +134,7 @@ type Summary struct {
 // Cell is the state of a part of the device, in the map of Detail: the state that
 // most urgently wants attention among its regions, and the share that is hydrated.
 type Cell struct {
-	State    string  `json:"state"` // bad, unhydrated, partial, hydrated, discarded
+	State    string  `json:"state"` // bad, unhydrated, dirty (of one that runs), partial, hydrated, discarded
 	Hydrated float64 `json:"hydrated"`
 }
 

@@ -22,6 +22,7 @@ type mapSymbol struct{ state, unicode, ascii string }
 var mapSymbols = []mapSymbol{
 	{"unhydrated", "·", "."},
 	{"partial", "▒", "+"},
+	{"dirty", "▚", "%"},
 	{"hydrated", "▓", "#"},
 	{"discarded", "░", "-"},
 	{"bad", "!", "!"},
