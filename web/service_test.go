@@ -182,6 +182,7 @@ func TestMigrationFromThePage(t *testing.T) {
 	p.press("Start")
 	p.state("running")
 	p.moves()
+	p.wait("document.querySelector('.map > canvas').ariaLabel.includes('copied, not committed')")
 	p.waitText(".figures", "MiB/s")
 	p.wait("document.querySelectorAll('.transactions tbody tr').length > 0 && document.querySelectorAll('.chart canvas').length === 2")
 

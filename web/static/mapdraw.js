@@ -51,6 +51,7 @@ export function drawCell(c, cell, x, y, w, h, colour) {
     case "dirty":
       outline(c, x, y, w, h, colour.accent);
       stripes(c, x, y, w, h, colour.accent);
+      fillFromBelow(c, cell, x, y, w, h, colour.accent);
       return;
     default:
       outline(c, x, y, w, h, colour.line);

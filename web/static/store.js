@@ -203,9 +203,9 @@ function onEvent(e) {
   }
   if (!known.migrations.has(e.id)) soon();
   const r = record(e.id);
+  if (e.event !== "progress" || e.bytes_copied !== r.event?.bytes_copied) r.mapVersion++;
   r.event = newer(r.event, e);
   r.history.add(e);
-  if (e.event !== "progress") r.mapVersion++;
   if (e.event !== "progress" && e.event !== "committed") {
     r.log = [e, ...r.log].slice(0, mostEvents);
     soon();
