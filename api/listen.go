@@ -65,9 +65,10 @@ func refuseSocket(path, problem, hint string, cause error) error {
 // prepareSocketDir makes the directory, readable by the group, or checks that the
 // one that is there belongs to root or this user and lets nobody else write.
 func prepareSocketDir(dir string, gid int) error {
-	err := os.Mkdir(dir, 0o750)
+	err := os.Mkdir(dir, 0o700)
 	if err == nil && gid >= 0 {
-		err = os.Chown(dir, -1, gid)
+		// Whatever the umask of this process is, the group has to get in.
+		err = errors.Join(os.Chown(dir, -1, gid), os.Chmod(dir, 0o750))
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return refuseSocket(dir, "its directory cannot be made", "make the directory, or let systemd make it (RuntimeDirectory=)", err)

@@ -170,7 +170,7 @@ func TestSocketWantsAPrivateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	if stat, err := os.Stat(made); err != nil || stat.Mode().Perm() != 0o750 {
+	if stat, err := os.Stat(made); err != nil || stat.Mode().Perm() != 0o700 {
 		t.Errorf("the directory it made: %v, %v", stat, err)
 	}
 }
@@ -179,7 +179,7 @@ func TestSocketWantsAPrivateDirectory(t *testing.T) {
 func TestUmaskDoesNotMatter(t *testing.T) {
 	for _, mask := range []int{0, 0o077} {
 		old := unix.Umask(mask)
-		path := filepath.Join(privateDir(t), "s")
+		path := filepath.Join(privateDir(t), "made", "s")
 		l, err := ListenUnix(SocketConfig{Path: path, Group: "0"})
 		unix.Umask(old)
 		if os.Geteuid() != 0 && err != nil {
@@ -190,6 +190,9 @@ func TestUmaskDoesNotMatter(t *testing.T) {
 		}
 		if stat, err := os.Stat(path); err != nil || stat.Mode().Perm() != 0o660 {
 			t.Errorf("umask %o: %v, %v", mask, stat, err)
+		}
+		if stat, err := os.Stat(filepath.Dir(path)); err != nil || stat.Mode().Perm() != 0o750 {
+			t.Errorf("umask %o: its directory: %v, %v", mask, stat, err)
 		}
 		_ = l.Close()
 	}

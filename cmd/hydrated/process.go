@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"runtime"
@@ -23,6 +24,9 @@ func harden() error {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
 	unix.Umask(0o077)
+	// What the caller has left open is none of the programs' that are started here. A
+	// kernel before 5.11 does not know how, and then only the caller can see to it.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGXFSZ)
 	return os.Chdir("/") // so that no directory stays in use
 }
