@@ -50,7 +50,13 @@ func newHydratedSite(t *testing.T, flags ...string) *hydratedSite {
 func (v *hydratedSite) serve() {
 	v.Helper()
 	args := append([]string{"--config", os.DevNull, "--state-dir", v.state, "--socket", v.socket, "--group="}, v.flags...)
-	v.daemon = v.launch(exec.Command(hydratedPath, args...))
+	v.serveBy(exec.Command(hydratedPath, args...))
+}
+
+// serveBy starts the service as cmd says.
+func (v *hydratedSite) serveBy(cmd *exec.Cmd) {
+	v.Helper()
+	v.daemon = v.launch(cmd)
 	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		response, err := v.http.Get("http://localhost/healthz")
 		if err == nil {
