@@ -103,6 +103,8 @@ type migrationState struct {
 	ID          string `json:"id"`
 	State       string `json:"state"`
 	Reason      string `json:"reason"`
+	Hint        string `json:"hint"`
+	RetryAt     string `json:"retry_at"`
 	Transaction uint64 `json:"transaction"`
 	Discarded   uint64 `json:"regions_discarded"`
 	Regions     uint64 `json:"regions"`

@@ -57,8 +57,25 @@ type facts struct {
 func (m *Manager) look(id string) facts {
 	f := facts{stamp: m.journals.stamp(id)}
 	k := m.journals.look(id)
-	f.summary, f.record, f.disks = m.journals.summary(k), k.record, m.journals.disks(k)
+	f.summary, f.record, f.disks = m.journals.summary(k), k.record, m.disks(k)
 	return f
+}
+
+// diskPatience is how long a medium may take to say what it lies on.
+const diskPatience = 3 * time.Second
+
+// disks is none for a medium that hangs: the run will, too, and nobody else.
+func (m *Manager) disks(k known) []string {
+	found := make(chan []string, 1)
+	go func() { found <- m.journals.disks(k) }()
+	patience := time.NewTimer(diskPatience)
+	defer patience.Stop()
+	select {
+	case disks := <-found:
+		return disks
+	case <-patience.C:
+		return nil
+	}
 }
 
 // learn takes over what was found out.

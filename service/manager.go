@@ -80,6 +80,8 @@ type StartOptions struct {
 	// IdempotencyKey, if not empty, makes every later request with the same key an
 	// answer about the migration that the first one has started.
 	IdempotencyKey string
+
+	id string // of the migration, if it is a new one
 }
 
 // CancelOptions say how to give a migration up.
@@ -123,13 +125,15 @@ type Manager struct {
 	history  *history
 	meters   meters
 	wake     chan struct{} // holds one: something may have become due
-	starts   chan struct{} // holds one: whoever has it makes new journals
 	runs     sync.WaitGroup
 	pools    poolCache
 
-	mu     sync.Mutex
-	jobs   map[string]*job
-	ending bool
+	mu        sync.Mutex
+	jobs      map[string]*job
+	making    map[string]bool // ids of journals that requests are making
+	endsTaken map[string]bool // paths that requests look at
+	endsFreed chan struct{}   // closed when some are given back
+	ending    bool
 }
 
 // journals is what a manager asks of journals and migrations; a *Service has it all.
@@ -183,8 +187,9 @@ func newManager(st journals, c ManagerConfig) *Manager {
 	return &Manager{
 		journals: st, config: c, log: c.Log,
 		history: newHistory(c.HistoryEvents, time.Now()),
-		wake:    make(chan struct{}, 1), starts: make(chan struct{}, 1),
-		jobs: map[string]*job{}, pools: poolCache{busy: make(chan struct{}, 1)},
+		wake:    make(chan struct{}, 1),
+		jobs:    map[string]*job{}, making: map[string]bool{},
+		endsTaken: map[string]bool{}, endsFreed: make(chan struct{}), pools: poolCache{busy: make(chan struct{}, 1)},
 	}
 }
 
@@ -215,11 +220,14 @@ func (m *Manager) Run(ctx context.Context) error {
 		defer close(scanned)
 		m.scanAgain(ctx)
 	}()
+	ticker := time.NewTicker(scanPeriod)
+	defer ticker.Stop()
 	for ctx.Err() == nil {
 		m.startDue()
 		select {
 		case <-ctx.Done():
 		case <-m.wake:
+		case <-ticker.C: // what has stopped may be due again
 		}
 	}
 	m.mu.Lock()
@@ -252,7 +260,6 @@ func (m *Manager) scanAgain(ctx context.Context) {
 		if err := m.scan(false); err != nil {
 			m.log.Error("the state directory cannot be looked at", "error", err)
 		}
-		m.nudge() // what has stopped may be due again
 	}
 }
 

@@ -12,13 +12,11 @@ func (m *Manager) Plan(ctx context.Context, r Request) (Plan, error) {
 	if err := m.service.checkRequestPaths(r); err != nil {
 		return Plan{}, err
 	}
-	// An end that a request looks at is in use for the others.
-	select {
-	case m.starts <- struct{}{}:
-		defer func() { <-m.starts }()
-	case <-ctx.Done():
-		return Plan{}, &Error{Outcome: Stopped, Problem: "nothing was changed", Err: context.Cause(ctx)}
+	release, err := m.takeEnds(ctx, m.service.endPath(r.Source), m.service.endPath(r.Destination))
+	if err != nil {
+		return Plan{}, err
 	}
+	defer release()
 	return m.service.Plan(ctx, r)
 }
 

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -97,7 +98,7 @@ func (m *migration) finishWith(err error) error {
 // begin makes destination and journal of a new migration. If it fails, a destination
 // that it made is gone again; a crash may leave one, empty and with a mark.
 func (a *attempt) begin() (_ *migration, err error) {
-	m := &migration{s: a.s, id: newID(), source: a.source, destination: a.destination, warnings: a.plan.Warnings, control: &control{}}
+	m := &migration{s: a.s, id: cmp.Or(a.start.id, newID()), source: a.source, destination: a.destination, warnings: a.plan.Warnings, control: &control{}}
 	defer func() {
 		err = errors.Join(err, a.release())
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -202,15 +203,12 @@ type stamp struct {
 // scan looks for journals that have come, gone, or been changed by other processes.
 // The first one takes everything unfinished up.
 func (m *Manager) scan(first bool) error {
+	m.mu.Lock()
+	before := maps.Clone(m.jobs)
+	m.mu.Unlock()
 	ids, err := m.journals.ids()
 	if err != nil {
 		return err
-	}
-	select {
-	case m.starts <- struct{}{}:
-		defer func() { <-m.starts }()
-	default:
-		return nil // a journal is being made, and would be taken for somebody else's
 	}
 	there := make(map[string]bool, len(ids))
 	for _, id := range ids {
@@ -219,8 +217,8 @@ func (m *Manager) scan(first bool) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id, j := range m.jobs {
-		if !there[id] && j.run == nil && len(j.held) == 0 {
+	for id, j := range before {
+		if !there[id] && m.jobs[id] == j && j.run == nil && len(j.held) == 0 {
 			delete(m.jobs, id)
 		}
 	}
@@ -230,7 +228,7 @@ func (m *Manager) scan(first bool) error {
 func (m *Manager) scanOne(id string, first bool) {
 	m.mu.Lock()
 	j := m.jobs[id]
-	if j != nil && (j.run != nil || len(j.held) > 0) {
+	if m.making[id] || j != nil && (j.run != nil || len(j.held) > 0) {
 		m.mu.Unlock()
 		return
 	}
@@ -253,10 +251,10 @@ func (m *Manager) scanOne(id string, first bool) {
 	f := m.look(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if j == nil {
+	if j == nil && m.jobs[id] == nil {
 		j = newJob(id)
 		m.jobs[id] = j
-	} else if m.jobs[id] != j || j.run != nil || len(j.held) > 0 {
+	} else if j == nil || m.jobs[id] != j || j.run != nil || len(j.held) > 0 {
 		return // it was taken up meanwhile
 	}
 	state, reason, hint, retryAt := j.state, j.reason, j.hint, j.retryAt

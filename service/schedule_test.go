@@ -93,7 +93,11 @@ func (s *shelf) summary(k known) Summary {
 	return Summary{ID: k.id, Phase: string(k.state.Phase), Direction: directionName(k.state.Direction), Created: k.superblock.Created}
 }
 
-func (s *shelf) disks(k known) []string { return s.all[k.id].disks }
+func (s *shelf) disks(k known) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all[k.id].disks
+}
 
 func (s *shelf) amend(id string, changes ...func(*record)) error {
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"decant/loopdev"
@@ -21,16 +22,17 @@ func (m *Manager) Start(ctx context.Context, r Request, o StartOptions) (Status,
 	if err := m.service.checkRequestPaths(r); err != nil {
 		return Status{}, err
 	}
-	// One at a time: an end that one request is looking at is in use for the others.
-	select {
-	case m.starts <- struct{}{}:
-		defer func() { <-m.starts }()
-	case <-ctx.Done():
-		return Status{}, &Error{Outcome: Stopped, Problem: "nothing was changed", Err: context.Cause(ctx)}
+	source, destination := m.service.endPath(r.Source), m.service.endPath(r.Destination)
+	release, err := m.takeEnds(ctx, source, destination)
+	if err != nil {
+		return Status{}, err
 	}
-	if s, ok, err := m.startAgain(r, o); ok || err != nil {
+	defer release()
+	o.id = newID()
+	if s, ok, err := m.startAgain(source, destination, o); ok || err != nil {
 		return s, err
 	}
+	defer m.made(o.id)
 	id, err := m.service.makeJournal(r, o)
 	if err != nil {
 		return Status{}, err
@@ -53,14 +55,13 @@ func (m *Manager) Start(ctx context.Context, r Request, o StartOptions) (Status,
 }
 
 // startAgain answers a request for what is known already, and refuses one too many.
-func (m *Manager) startAgain(r Request, o StartOptions) (s Status, known bool, err error) {
-	source, destination := m.service.endPath(r.Source), m.service.endPath(r.Destination)
+func (m *Manager) startAgain(source, destination string, o StartOptions) (s Status, known bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ending {
 		return s, false, &Error{Outcome: Stopped, Problem: "the service ends", Hint: "ask again when it has been started again"}
 	}
-	unfinished := 0
+	unfinished := len(m.making)
 	for _, j := range m.jobs {
 		if o.IdempotencyKey != "" && j.record.IdempotencyKey == o.IdempotencyKey {
 			return m.statusOf(j), true, nil
@@ -82,7 +83,47 @@ func (m *Manager) startAgain(r Request, o StartOptions) (s Status, known bool, e
 		return s, false, refuse("", fmt.Sprintf("%d migrations are unfinished, which is the limit", unfinished),
 			"ask again when some have ended", ErrTooMany)
 	}
+	m.making[o.id] = true
 	return s, false, nil
+}
+
+// made forgets that a journal was being made: it has a job now, or will not be made.
+func (m *Manager) made(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.making, id)
+}
+
+// takeEnds waits until no other request looks at the ends: what one has open is in use
+// for the others. An end on a medium that hangs holds up nobody but who asks for it.
+func (m *Manager) takeEnds(ctx context.Context, ends ...string) (release func(), err error) {
+	for {
+		m.mu.Lock()
+		freed := m.endsFreed
+		if !slices.ContainsFunc(ends, func(end string) bool { return m.endsTaken[end] }) {
+			for _, end := range ends {
+				m.endsTaken[end] = true
+			}
+			m.mu.Unlock()
+			return func() { m.giveEnds(ends) }, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, &Error{Outcome: Stopped, Problem: "another request about the same ends has not ended yet; nothing was changed", Err: context.Cause(ctx)}
+		}
+	}
+}
+
+func (m *Manager) giveEnds(ends []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, end := range ends {
+		delete(m.endsTaken, end)
+	}
+	close(m.endsFreed)
+	m.endsFreed = make(chan struct{})
 }
 
 // endPath is what the journal of a migration would say of where an end is; empty if
