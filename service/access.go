@@ -121,7 +121,7 @@ func (m *migration) seeGuestsOff(ctx context.Context, r *reporter, failed error)
 	if len(m.accesses) == 0 {
 		return failed
 	}
-	if failed != nil && ctx.Err() == nil {
+	if failed != nil && ctx.Err() == nil && m.kernelEngine() == nil { // which needs this process for no guest
 		r.warn(hydrationEnded + failed.Error() + "; whoever uses the volume can go on, and the run ends when the last one has left")
 	}
 	r.setPhase(servingPhase)

@@ -317,6 +317,14 @@ func (k *kernelLive) finish(ctx context.Context, failed error) error {
 	return k.m.s.removeCloneMetadata(k.m.id)
 }
 
+// waits says in words what becomes of the device when this process ends before finish.
+func (k *kernelLive) waits() string {
+	if k.guardian == nil || k.moved {
+		return ""
+	}
+	return "whoever uses " + dm.Path(k.name) + " can go on, and nothing more is copied in the background"
+}
+
 // close leaves the device to its guests.
 func (k *kernelLive) close() error {
 	var err error

@@ -336,6 +336,40 @@ func (l *lively) stale(n int64) {
 	l.must(unix.Unmount(dir, 0))
 }
 
+// fault 43: others take the room in the pool while the volume is in use. The kernel is let
+// copy no more, the pool stays in order, and the volume can be read; once the pool was
+// grown, the same command goes on.
+func TestEngineFault43PoolFilledByOthers(t *testing.T) {
+	s := newSite(t)
+	g := s.newGroup(200 * mib)
+	g.thinPool("pool", 96*mib)
+	made := newImage(64*mib, 43, solid)
+	s.write(made, s.path("image"))
+	other := g.thinVolume("pool", "other", 96*mib)
+	l := s.newLiveOn(s.path("image"), g.name+"/new")
+	l.flags = []string{"--commit-bytes=2MiB", "--region-size=256KiB", "--bwlimit=8MiB/s"}
+	r := l.runKernel()
+	r.awaitCommitted(2)
+	st := g.poolStatus("pool")
+	s.stream(other, (st.dataBlocks-st.dataUsedBlocks)*64*kib-20*mib, 22)
+	r.await("a pause", func(e event) bool { return e.Event == "paused" })
+	s.must(r.cmd.Process.Signal(interrupt))
+	o := s.want(3, r.wait())
+	s.wantMode(g.poolStatus("pool"), "rw")
+	if !strings.Contains(o.stderr, "can go on") {
+		t.Errorf("nothing is said of the device: %v", o)
+	}
+	l.wantTarget("clone")
+	s.wantWhole(dm.Path(l.name), made)
+
+	g.extend("pool", 40*mib)
+	s.want(0, l.runKernel().wait())
+	l.wantTarget("linear")
+	s.wantWhole(dm.Path(l.name), made)
+	s.wantMode(g.poolStatus("pool"), "rw")
+	s.wantEmptied(s.path("image"))
+}
+
 // fault 24: some blocks under the source cannot be read. The kernel copies the rest, they
 // are listed, and the migration ends once they can be read again.
 func TestEngineFault24BadSectors(t *testing.T) {
