@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
+	"decant/dm"
 	"decant/dm/clonetarget"
 )
 
@@ -17,8 +19,9 @@ const guardianVariable = "DECANT_GUARDIAN"
 
 // guardian is a process that waits for the end of this one, and sees to it then that the
 // live device is not left suspended, nor copying in the background with nobody to watch.
-// It has nothing on the device itself, and is in a session of its own, so that what ends
-// this process from a terminal does not end it too.
+// The latter it sees to once a second as well: this process may have been stopped. It has
+// nothing on the device itself, and is in a session of its own, so that what ends this
+// process from a terminal does not end it too.
 type guardian struct {
 	cmd *exec.Cmd
 	end io.Closer // of the pipe that ends with this process
@@ -62,15 +65,34 @@ func BecomeGuardian() {
 	if id == "" {
 		return
 	}
-	_, _ = io.Copy(io.Discard, os.Stdin) // ends with the other process, whatever became of it
-	if err := releaseLive(id); err != nil {
-		os.Exit(int(Failed))
-	}
-	os.Exit(int(Success))
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // ends with the other process, whatever became of it
+		close(ended)
+	}()
+	os.Exit(int(guardLive(id, ended)))
 }
 
-// releaseLive lets I/O of a live device go on, and lets nothing be copied in the background.
-func releaseLive(id string) (err error) {
+// guardLive is the work of a guardian.
+func guardLive(id string, ended <-chan struct{}) Outcome {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			if err := releaseLive(id); err != nil {
+				return Failed
+			}
+			return Success
+		case <-tick.C:
+			// Who works on the device enables it again. What fails is tried again.
+			_ = onLive(id, quietClone)
+		}
+	}
+}
+
+// onLive does something with the live device of a migration if there is one.
+func onLive(id string, do func(*liveDevice, dm.Info) error) (err error) {
 	d, err := openLiveDevice("", id)
 	if err != nil {
 		return err
@@ -80,12 +102,24 @@ func releaseLive(id string) (err error) {
 	if err != nil || !found || !info.ActiveTable {
 		return err
 	}
-	if info.Suspended {
-		// A table that was loaded takes effect by this: it was meant to.
-		if err := d.control.Resume(info.Name, liveRules...); err != nil {
-			return err
+	return do(d, info)
+}
+
+// releaseLive lets I/O of a live device go on, and lets nothing be copied in the background.
+func releaseLive(id string) error {
+	return onLive(id, func(d *liveDevice, info dm.Info) error {
+		if info.Suspended {
+			// A table that was loaded takes effect by this: it was meant to.
+			if err := d.control.Resume(info.Name, liveRules...); err != nil {
+				return err
+			}
 		}
-	}
+		return quietClone(d, info)
+	})
+}
+
+// quietClone lets a dm-clone begin no copy in the background.
+func quietClone(d *liveDevice, info dm.Info) error {
 	table, err := d.control.Table(info.Name)
 	if err != nil || len(table) != 1 || table[0].Type != clonetarget.Type {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"decant/dm"
+	"decant/loopdev"
 	"decant/region"
 )
 
@@ -31,6 +32,9 @@ func (k *kernelLive) commit(discard bool) error {
 	if fresh.Count() == 0 {
 		return nil
 	}
+	if err := k.checkUnchanged(); err != nil {
+		return err
+	}
 	if discard {
 		if err := k.drain(); err != nil {
 			return err
@@ -49,6 +53,16 @@ func (k *kernelLive) commit(discard bool) error {
 		return nil
 	}
 	return k.discardCommitted()
+}
+
+// checkUnchanged refuses to record what the kernel has copied from a source that somebody
+// else has changed: of a file that was truncated it may have read zeros.
+func (k *kernelLive) checkUnchanged() error {
+	changed, err := k.m.sourceChanged()
+	if err == nil && changed {
+		err = fmt.Errorf("%w; nothing of what was copied since the last commit is recorded or discarded", loopdev.ErrSourceChanged)
+	}
+	return err
 }
 
 // commitAndRead has the kernel commit and reads what it has committed.

@@ -336,6 +336,73 @@ func (l *lively) stale(n int64) {
 	l.must(unix.Unmount(dir, 0))
 }
 
+// awaitQuiet waits until nothing is copied in the background, nor can be.
+func (l *lively) awaitQuiet() {
+	l.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if s := l.cloneStatus(); s.HydrationDisabled && s.HydratingRegions == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			l.Fatal("the kernel goes on to copy")
+		}
+	}
+}
+
+// fault 65: the process is stopped at any moment, for long. The kernel does not go on to
+// copy with nobody to watch.
+func TestEngineFault65Stopped(t *testing.T) {
+	s := newSite(t)
+	const size = 64 * mib
+	made := newImage(size, 65, solid)
+	s.write(made, s.path("image"))
+	below := s.slice(size)
+	slow := s.newDevice(target{ // so that not everything can be copied in a moment
+		Length: uint64(size / sectorBytes), Type: "delay", Params: fmt.Sprintf("%s 0 0 %s 0 100", below.path(), below.path()),
+	})
+	l := s.newLiveOn(s.path("image"), slow.path())
+	l.flags = []string{"--commit-bytes=2MiB", "--region-size=64KiB", "--threshold=16"}
+	r := l.runKernel()
+	r.awaitCommitted(1)
+	s.must(r.cmd.Process.Signal(syscall.SIGSTOP))
+	_, err := s.dm.Message(l.name, 0, clonetarget.Enable) // as in the middle of it
+	s.must(err)
+	l.awaitQuiet()
+	if l.cloneStatus().Done() {
+		t.Error("the kernel has copied everything")
+	}
+	slow.exchange(below.whole(below.linear())...)
+	s.must(r.cmd.Process.Signal(syscall.SIGCONT))
+	s.want(0, r.wait())
+	s.wantWhole(dm.Path(l.name), made)
+	s.wantEmptied(s.path("image"))
+}
+
+// fault 1: somebody truncates the source while the kernel copies it, which may read zeros
+// where there is nothing any more. None of that is recorded, or discarded.
+func TestEngineFault1Truncated(t *testing.T) {
+	s := newSite(t)
+	const size = 32 * mib
+	made := newImage(size, 1, solid)
+	s.write(made, s.path("image"))
+	l := s.newLiveOn(s.path("image"), s.slice(size).path())
+	l.flags = []string{"--commit-bytes=2MiB", "--region-size=64KiB", "--bwlimit=8MiB/s"}
+	r := l.runKernel()
+	r.awaitCommitted(1)
+	s.must(os.Truncate(s.path("image"), size/2))
+	o := s.want(3, r.wait())
+	s.wantReason(o, "the source changed")
+	hydrated, g := s.owned(r.id())
+	got, err := os.ReadFile(l.destination)
+	s.must(err)
+	for run := range hydrated.Ranges() {
+		off, n := g.Bytes(run)
+		if !bytes.Equal(got[off:off+n], made.bytes[off:off+n]) {
+			t.Errorf("%d bytes at %d count as hydrated, and are not what the source held", n, off)
+		}
+	}
+}
+
 // fault 43: others take the room in the pool while the volume is in use. The kernel is let
 // copy no more, the pool stays in order, and the volume can be read; once the pool was
 // grown, the same command goes on.
@@ -350,8 +417,12 @@ func TestEngineFault43PoolFilledByOthers(t *testing.T) {
 	l.flags = []string{"--commit-bytes=2MiB", "--region-size=256KiB", "--bwlimit=8MiB/s"}
 	r := l.runKernel()
 	r.awaitCommitted(2)
+	// What others write shows in the pool only when it is written back.
+	s.must(r.cmd.Process.Signal(syscall.SIGSTOP))
+	l.awaitQuiet()
 	st := g.poolStatus("pool")
-	s.stream(other, (st.dataBlocks-st.dataUsedBlocks)*64*kib-20*mib, 22)
+	s.stream(other, (st.dataBlocks-st.dataUsedBlocks)*64*kib-12*mib, 22)
+	s.must(r.cmd.Process.Signal(syscall.SIGCONT))
 	r.await("a pause", func(e event) bool { return e.Event == "paused" })
 	s.must(r.cmd.Process.Signal(interrupt))
 	o := s.want(3, r.wait())
@@ -362,7 +433,7 @@ func TestEngineFault43PoolFilledByOthers(t *testing.T) {
 	l.wantTarget("clone")
 	s.wantWhole(dm.Path(l.name), made)
 
-	g.extend("pool", 40*mib)
+	g.extend("pool", 64*mib)
 	s.want(0, l.runKernel().wait())
 	l.wantTarget("linear")
 	s.wantWhole(dm.Path(l.name), made)
