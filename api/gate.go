@@ -90,11 +90,22 @@ func (s *Server) checkHost(r *http.Request) *Problem {
 		return nil // no browser can open a Unix socket for a page
 	}
 	name := strings.ToLower(strings.TrimSuffix(hostName(r.Host), "."))
-	if slices.Contains(s.hosts, name) {
+	if slices.Contains(s.hosts, name) || isAddressOf(r, name) {
 		return nil
 	}
 	return newProblem(http.StatusForbidden, service.Refused, fmt.Sprintf("the service is not called %q", clip(name)),
 		"address it by the name of this machine, and give that name to hydrated in its list of hosts")
+}
+
+// isAddressOf says whether name is the address that the client has connected to: no
+// resolving of names has led there.
+func isAddressOf(r *http.Request, name string) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	named := net.ParseIP(name)
+	return named != nil && named.Equal(local.IP)
 }
 
 // hostName is a Host header without its port.

@@ -71,6 +71,18 @@ func TestTheNetworkIsNotServedWithoutAToken(t *testing.T) {
 	}
 }
 
+func TestTheServiceMayBeCalledByItsAddress(t *testing.T) {
+	f := newFake()
+	v := serveTCP(t, f, TCPConfig{Address: "127.0.0.9:0"})
+	if r := v.do("GET", "/healthz", ""); r.status != 200 {
+		t.Errorf("by its address: %d", r.status)
+	}
+	v.header.Set("Host", "127.0.0.8")
+	if r := v.do("GET", "/healthz", ""); r.status != 403 {
+		t.Errorf("by another address: %d", r.status)
+	}
+}
+
 // fault 88: a page of another site makes a browser send requests (CSRF), or has its
 // own name resolve to this machine (DNS rebinding).
 func TestBrowsersCannotBeMadeToSteer(t *testing.T) {

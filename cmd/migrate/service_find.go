@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -88,8 +90,9 @@ func firstOf(flag, variable, fallback string) (text string, named bool) {
 	return fallback, false
 }
 
-// isOurs says whether a service is the one that is meant: the state directory of one on
-// another machine says nothing here.
+// isOurs says whether a service is the one that is meant. The state directory of one on
+// another machine says nothing here; and who has no state directory, as a member of the
+// group of the service may not, means the service.
 func (p *program) isOurs(client *api.Client, info api.Info, named bool) bool {
 	if !client.IsLocal() || named && p.stateDir == "" {
 		return true
@@ -97,6 +100,9 @@ func (p *program) isOurs(client *api.Client, info api.Info, named bool) bool {
 	s, err := service.New(p.stateDir)
 	if err != nil {
 		return false
+	}
+	if _, err := os.Stat(s.StateDir()); p.stateDir == "" && errors.Is(err, fs.ErrNotExist) {
+		return true // a user without journals of their own
 	}
 	return isSameDir(s.StateDir(), info.StateDir)
 }
