@@ -52,6 +52,11 @@ type Config struct {
 	// BufferBytes is the most that one read or write moves; a power of two, at
 	// least 4 KiB.
 	BufferBytes int64
+	// ZeroUnitBytes is what the destination allocates as a whole, such as a block of
+	// a thin pool; 0 if that is no more than 4 KiB. Zeros are left out, or zeroed,
+	// where they fill such units: what is left out of one that is written in part
+	// takes its space all the same, and the pool has to fill it with zeros itself.
+	ZeroUnitBytes int64
 }
 
 // Clone is a source and a destination as one device, and the only one who decides

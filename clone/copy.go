@@ -16,8 +16,8 @@ const (
 	// granuleBytes is the unit in which zeros are looked for: a page, and the
 	// block of most file systems.
 	granuleBytes = 4 << 10
-	// zeroRunBytes is the shortest run of zeros that is worth an operation of
-	// its own on a destination that is not known to read zeros.
+	// zeroRunBytes is the least unit of zeros that is worth an operation of its own
+	// on a destination that is not known to read zeros.
 	zeroRunBytes = 64 << 10
 	// holeBytes bounds one hole, so that a caller can stop in between.
 	holeBytes = 1 << 30
@@ -58,9 +58,32 @@ func (c *Clone) Next(within region.Range, batchRegions uint64) (Work, bool, erro
 		hole.Count = min(hole.Count, max(1, uint64(most/c.Geometry.RegionBytes())))
 		return Work{Range: hole, Hole: true, Wanted: wanted}, true, nil
 	}
-	run = run.Intersect(region.Between(run.First, c.Geometry.Touched(off, end-off).End()))
 	run.Count = min(run.Count, batchRegions)
-	return Work{Range: run, Wanted: wanted}, true, nil
+	run, err = c.upToHole(run, end)
+	return Work{Range: run, Wanted: wanted}, true, err
+}
+
+// upToHole is the part of run before the first region of it that the source holds
+// nothing for. There is data up to the byte end. Holes that fill no region are no
+// reason to copy less at a time.
+func (c *Clone) upToHole(run region.Range, end int64) (region.Range, error) {
+	off, n := c.Geometry.Bytes(run)
+	for end < off+n {
+		next := c.Geometry.Touched(end-1, 1).End()
+		if next >= run.End() {
+			break
+		}
+		at, bytes := c.Geometry.Bytes(region.Range{First: next, Count: 1})
+		start, dataEnd, err := c.nextData(at)
+		if err != nil {
+			return run, &IOError{Side: SourceSide, Op: "look for data", Off: at, N: bytes, Err: err}
+		}
+		if start >= at+bytes {
+			return region.Between(run.First, next), nil
+		}
+		end = dataEnd
+	}
+	return run, nil
 }
 
 // sourceExtent is the last answer of the source to where its data lies. Data that is
@@ -179,19 +202,19 @@ func (c *Clone) copyRun(ctx context.Context, run region.Range, clean bool, w cha
 	return summer.sums, nil
 }
 
-// put makes the destination hold p at off. Runs of zeros are skipped where it is
-// known to read zeros, and zeroed where that is worth it (I10).
+// put makes the destination hold p at off. Zeros are skipped where it is known to
+// read zeros, and zeroed where that is worth it (I10).
 func (c *Clone) put(p []byte, off int64, clean bool) error {
 	var sum uint64
 	if c.Verify {
 		sum = xxh3.Hash(p)
 	}
-	shortest := zeroRunBytes
+	z := zeros{off: off, shortest: zeroRunBytes, unit: max(c.ZeroUnitBytes, granuleBytes)}
 	if clean {
-		shortest = granuleBytes
+		z.shortest = granuleBytes
 	}
 	for at := 0; at < len(p); {
-		end, zero := nextRun(p, at, shortest)
+		end, zero := z.nextRun(p, at)
 		if err := c.putRun(p[at:end], off+int64(at), zero, clean); err != nil {
 			return err
 		}
@@ -270,20 +293,41 @@ func (c *Clone) verifyZero(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// zeros says what of a buffer counts as zeros.
+type zeros struct {
+	off      int64 // of the buffer on the device
+	shortest int   // runs that are shorter count as data, but for the last of the buffer
+	unit     int64 // runs begin and end at its multiples on the device, or with the buffer
+}
+
 // nextRun is the end of the run of p that begins at at, and whether it is zeros.
-// Runs of zeros shorter than shortest count as data.
-func nextRun(p []byte, at, shortest int) (end int, zero bool) {
-	if end = zeroEnd(p, at); end-at >= shortest || end == len(p) && end > at {
-		return end, true
-	}
+func (z zeros) nextRun(p []byte, at int) (end int, zero bool) {
 	for end = at; end < len(p); {
-		zeros := zeroEnd(p, end)
-		if zeros-end >= shortest || zeros == len(p) && zeros > end {
-			return end, false
+		start, stop, found := z.run(p, end)
+		switch {
+		case found && start == at:
+			return stop, true
+		case found:
+			return start, false
 		}
-		end = min(len(p), max(zeros, end)+granuleBytes)
+		end = min(len(p), max(zeroEnd(p, end), end)+granuleBytes)
 	}
 	return end, false
+}
+
+// run is the part of the zeros from at on that counts as such, if it is long enough.
+func (z zeros) run(p []byte, at int) (start, end int, found bool) {
+	start, end = at, zeroEnd(p, at)
+	last := end == len(p)
+	if z.unit > granuleBytes {
+		if over := (z.off + int64(start)) % z.unit; over > 0 {
+			start += int(min(z.unit-over, int64(len(p))))
+		}
+		if !last {
+			end -= int((z.off + int64(end)) % z.unit)
+		}
+	}
+	return start, end, end-start >= z.shortest || last && end > start
 }
 
 // zeroEnd is where the zero granules of p from at on end.

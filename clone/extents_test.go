@@ -112,3 +112,33 @@ func TestFault82LookRacesWithDiscard(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCopiesGoOnOverHolesThatFillNoRegion(t *testing.T) {
+	s := clonetest.Setup{Seed: 7, RegionBytes: 8 << 10, BufferBytes: 8 << 10, BatchRegions: 8, Sparse: true, KnownZero: true}
+	for _, kind := range "dhhddhdhhhdd" { // regions: part, part, whole, part, hole, data
+		content := clonetest.Data
+		if kind == 'h' {
+			content = clonetest.Hole
+		}
+		s.Content = append(s.Content, content)
+	}
+	s.DeviceBytes = int64(len(s.Content)) * 4096
+	c := open(t, clonetest.New(s))
+	next := func(from, count, batch uint64) clone.Work {
+		t.Helper()
+		work, ok, err := c.Next(region.Range{First: region.Nr(from), Count: count}, batch)
+		if err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		return work
+	}
+	if got, want := next(0, 6, 8), (clone.Work{Range: region.Range{First: 0, Count: 4}}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got, want := next(0, 6, 3), (clone.Work{Range: region.Range{First: 0, Count: 3}}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got, want := next(4, 2, 8), (clone.Work{Range: region.Range{First: 4, Count: 1}, Hole: true}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}

@@ -76,7 +76,7 @@ var mutants = []mutant{
 		"for part.End() < run.End() {", byMachine,
 	},
 	{"regions partly hole count as holes", "copy.go", "hole := c.Geometry.Covered(", "hole := c.Geometry.Touched(", byMachine},
-	{"work ends before the region does", "copy.go", "c.Geometry.Touched(off, end-off).End()", "c.Geometry.Covered(off, end-off).End()", byMachine},
+	{"work ends before the region does", "copy.go", "return region.Between(run.First, next), nil", "return region.Between(run.First, next-1), nil", byMachine},
 	{"a wrong read-back is ignored", "copy.go", "	if xxh3.Hash(back) != sum {", "	if xxh3.Hash(back) == sum+1 {", "^TestFault49VerifyFindsWrongBytes$"},
 	{
 		"a read-back is compared with what was in memory", "copy.go", "		return c.verify(sum, ",

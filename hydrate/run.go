@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,7 +31,7 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	}
 	transactionBytes := max(o.CommitBytes, c.Geometry.RegionBytes())
 	r := &run{
-		c: c, o: o, committed: c.Status(),
+		c: c, o: o, committed: c.Status(), begun: time.Now(),
 		ended:       make(chan struct{}, 1),
 		inFlight:    &inFlight{},
 		uncommitted: semaphore.NewWeighted(transactionBytes),
@@ -42,7 +43,9 @@ func Run(ctx context.Context, c *clone.Clone, o Options) error {
 	if o.Threshold == nil {
 		r.o.Threshold = NewThreshold(o.ThresholdRegions)
 	}
-	r.workers = newWorkers(func() int { return int(max(1, r.o.Threshold.Regions()/o.BatchRegions)) })
+	r.workers = newWorkers(func() int {
+		return int(min(max(1, r.o.Threshold.Regions()/o.BatchRegions), mostCopies()))
+	})
 	r.commits = newLoop(r.commit, o.CommitPeriod)
 	r.discards = newLoop(r.discard, 0)
 	r.discards.request()
@@ -111,11 +114,21 @@ type run struct {
 	copies   atomic.Int64  // workers that copy
 	ended    chan struct{} // holds one: a copy has ended
 	inFlight *inFlight
+	measured measured // under inFlight.admitting
+
+	begun   time.Time
+	sampled atomic.Int64 // when copies have sampled last, as a time since begun
 
 	mu      sync.Mutex
 	bad     []BadRegion
 	starved starvation
 }
+
+// mostCopies is how many copies at a time a processor can keep up with. More of them
+// only take memory and switches between threads.
+func mostCopies() uint64 { return copiesPerProcessor * uint64(runtime.NumCPU()) }
+
+const copiesPerProcessor = 3
 
 // guestPoll is how often a run that has nothing left to do looks whether guests have
 // finished with the regions that they are filling.
@@ -255,9 +268,7 @@ func (r *run) start(ctx context.Context, within region.Range, fail context.Cance
 		defer r.inFlight.add(-r.claimed(within))
 		// A copy that began is ended: the context stops the planner, not the copy.
 		copied, err := r.copy(context.WithoutCancel(ctx), within)
-		if r.o.Space != nil {
-			r.o.Space.Sample()
-		}
+		r.sampleNowAndThen()
 		r.uncommitted.Release(n - copied)
 		r.twice.Release(n - copied)
 		if err != nil && !r.starve(err) {

@@ -49,6 +49,21 @@ type inFlight struct {
 
 func (f *inFlight) add(n int64) { f.bytes.Add(n) }
 
+// measured is the last measurement of the space.
+type measured struct {
+	at        time.Time
+	leftBytes int64 // less what was in flight then, and what was claimed since
+}
+
+// A measurement is trusted for a moment while there is plenty of room: others would
+// have to take gigabytes a second to make it wrong, and what then finds no room is
+// noticed (starvation). Without that, every copy would cost several questions to the
+// media.
+const (
+	trustedFor        = 25 * time.Millisecond
+	trustedAboveBytes = 128 << 20
+)
+
 // claimed is what a copy of a range takes of the space at most.
 func (r *run) claimed(within region.Range) int64 {
 	_, n := r.c.Geometry.Bytes(within)
@@ -115,22 +130,53 @@ func (r *run) gainSpace(ctx context.Context, within region.Range) (region.Range,
 func (r *run) fitting(within region.Range) (fit region.Range, availableBytes int64, err error) {
 	r.inFlight.admitting.Lock()
 	defer r.inFlight.admitting.Unlock()
-	// What is in flight is subtracted in full before the free space is read, so
-	// that a copy which ends in between counts twice rather than not at all.
-	inFlight := r.inFlight.bytes.Load()
-	available, err := r.o.Space.AvailableBytes()
+	available, err := r.measure()
 	if err != nil {
-		return within, 0, fmt.Errorf("measure the free space: %w", err)
+		return within, 0, err
 	}
-	available -= inFlight + r.o.EdgeBytes
+	available -= r.o.EdgeBytes
 	within.Count = min(within.Count, uint64(max(0, available)/r.c.Geometry.RegionBytes()))
 	if _, n := r.c.Geometry.Bytes(region.Range{First: within.First, Count: 1}); within.Empty() && n <= available {
 		within.Count = 1 // the short last region
 	}
 	if !within.Empty() {
 		r.inFlight.add(r.claimed(within))
+		r.measured.leftBytes -= r.claimed(within)
 	}
 	return within, available, nil
+}
+
+// measure is what there is room for besides what is in flight. The caller holds
+// admitting.
+func (r *run) measure() (int64, error) {
+	m := &r.measured
+	if r.o.Guests == nil && m.leftBytes > trustedAboveBytes && time.Since(m.at) < trustedFor {
+		return m.leftBytes, nil
+	}
+	// What is in flight is subtracted in full before the free space is read, so
+	// that a copy which ends in between counts twice rather than not at all.
+	inFlight := r.inFlight.bytes.Load()
+	available, err := r.o.Space.AvailableBytes()
+	if err != nil {
+		return 0, fmt.Errorf("measure the free space: %w", err)
+	}
+	*m = measured{at: time.Now(), leftBytes: available - inFlight}
+	return m.leftBytes, nil
+}
+
+// sampleEvery is how often copies look how much space both ends take. Between two
+// discards that only grows, and before each there is a look in any case.
+const sampleEvery = 25 * time.Millisecond
+
+// sampleNowAndThen samples if that was not done for a while.
+func (r *run) sampleNowAndThen() {
+	if r.o.Space == nil {
+		return
+	}
+	now, last := int64(time.Since(r.begun)), r.sampled.Load()
+	if now-last >= int64(sampleEvery) && r.sampled.CompareAndSwap(last, now) {
+		r.o.Space.Sample()
+	}
 }
 
 // starvation is a copy that found no room although there should have been some:

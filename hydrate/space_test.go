@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -292,4 +293,46 @@ func TestEdgesTakeRoom(t *testing.T) {
 			t.Errorf("%d bytes were copied", n)
 		}
 	})
+}
+
+// countedPool counts the questions to it.
+type countedPool struct {
+	*sharedPool
+	questions, samples atomic.Int64
+}
+
+func (p *countedPool) AvailableBytes() (int64, error) {
+	p.questions.Add(1)
+	return p.sharedPool.AvailableBytes()
+}
+
+func (p *countedPool) Sample() { p.samples.Add(1) }
+
+func TestRoomIsMeasuredAsOftenAsItIsScarce(t *testing.T) {
+	for _, c := range []struct {
+		name                 string
+		availableBytes, most int64
+		least                int64
+	}{
+		{"plenty", 1 << 40, 10, 1},
+		{"little", 100 << 20, 1 << 20, 100}, // each copy
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // in which no time passes while something is done
+				m := clonetest.New(setup(200))
+				pool := &countedPool{sharedPool: newSharedPool(c.availableBytes)}
+				o := options()
+				o.Space = pool
+				if err := hydrate.Run(context.Background(), open(t, m.Config()), o); err != nil {
+					t.Fatal(err)
+				}
+				if n := pool.questions.Load(); n < c.least || n > c.most {
+					t.Errorf("%d questions for 100 copies, want %d to %d", n, c.least, c.most)
+				}
+				if pool.samples.Load() == 0 {
+					t.Error("the use of space was never sampled")
+				}
+			})
+		})
+	}
 }

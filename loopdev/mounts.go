@@ -1,7 +1,9 @@
 package loopdev
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -20,7 +22,7 @@ type mount struct {
 }
 
 func mounts() ([]mount, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	text, err := readKernelFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +122,8 @@ func (m mount) blockDevice() (uint64, bool) {
 
 // swaps are the paths of /proc/swaps.
 func swaps() ([]string, error) {
-	text, err := os.ReadFile("/proc/swaps")
-	if os.IsNotExist(err) {
+	text, err := readKernelFile("/proc/swaps")
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // a kernel without swap
 	}
 	if err != nil {

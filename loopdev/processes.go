@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,7 @@ func (s *search) lookAtProcesses() error {
 	if err != nil {
 		return err
 	}
+	self := os.Getpid()
 	return eachProcess(func(pid int) error {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		fds, err := numbersIn(dir)
@@ -32,7 +34,7 @@ func (s *search) lookAtProcesses() error {
 			return err
 		}
 		for _, fd := range fds {
-			if pid == os.Getpid() && own[fd] || !s.leadsHere(filepath.Join(dir, strconv.Itoa(fd))) {
+			if pid == self && own[fd] || !s.leadsHere(filepath.Join(dir, strconv.Itoa(fd))) {
 				continue
 			}
 			flags, known, err := openFlags(pid, fd)
@@ -89,7 +91,7 @@ func (s *search) lookAtMapping(pid int, fields []string) {
 }
 
 func (s *search) addProcess(pid int, writes bool, how string) {
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	name, err := readKernelFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil {
 		name = []byte("unknown") // ended a moment ago
 	}
@@ -151,23 +153,24 @@ func eachProcess(look func(pid int) error) error {
 // numbersIn are the names in a directory of /proc that are numbers. There are none
 // if its process has ended or is not ours to look into.
 func numbersIn(dir string) ([]int, error) {
-	entries, err := os.ReadDir(dir)
+	names, err := namesIn(dir)
 	if err = unlessGone(err); err != nil {
 		return nil, err
 	}
 	var out []int
-	for _, e := range entries {
-		if n, err := strconv.Atoi(e.Name()); err == nil {
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
 			out = append(out, n)
 		}
 	}
+	slices.Sort(out)
 	return out, nil
 }
 
 // readProc reads a file of /proc, which is empty if its process has ended or is not
 // ours to look into.
 func readProc(path string) ([]byte, error) {
-	text, err := os.ReadFile(path)
+	text, err := readKernelFile(path)
 	return text, unlessGone(err)
 }
 

@@ -21,16 +21,18 @@ type node struct {
 }
 
 func nodeOf(dev uint64) (node, error) {
-	dir, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)))
+	// A link into /sys/devices, where there are no more of them on the way.
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)))
 	if err != nil {
 		return node{}, bare(err)
 	}
+	dir := filepath.Join("/sys/dev/block", link)
 	return node{dev: dev, dir: dir, name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}, nil
 }
 
 // nodeAt is the device whose sysfs directory, or a link to it, is at dir.
 func nodeAt(dir string) (node, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "dev"))
+	text, err := readKernelFile(filepath.Join(dir, "dev"))
 	if err != nil {
 		return node{}, bare(err)
 	}
@@ -46,7 +48,7 @@ func (n node) path() string { return "/dev/" + n.name }
 
 // attr is an attribute, empty if the device has no such one.
 func (n node) attr(name string) string {
-	text, err := os.ReadFile(filepath.Join(n.dir, name))
+	text, err := readKernelFile(filepath.Join(n.dir, name))
 	if err != nil {
 		return "" // not every kind of device has every attribute, that is what is asked here
 	}
@@ -92,25 +94,29 @@ func (n node) linked(name string) ([]node, error) {
 // partitions are those that the kernel knows on a disk.
 func (n node) partitions() ([]node, error) {
 	return nodesIn(n.dir, func(name string) bool {
+		if !strings.HasPrefix(name, filepath.Base(n.dir)) {
+			return false // they are named after it, unlike its many attributes
+		}
 		_, err := os.Stat(filepath.Join(n.dir, name, "partition"))
 		return err == nil
 	})
 }
 
 func nodesIn(dir string, wanted func(name string) bool) ([]node, error) {
-	entries, err := os.ReadDir(dir)
+	names, err := namesIn(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	slices.Sort(names)
 	var out []node
-	for _, e := range entries {
-		if !wanted(e.Name()) {
+	for _, name := range names {
+		if !wanted(name) {
 			continue
 		}
-		n, err := nodeAt(filepath.Join(dir, e.Name()))
+		n, err := nodeAt(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // went away since the directory was read
 		}

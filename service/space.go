@@ -164,6 +164,18 @@ func (m *meter) edgeBytes(regionBytes int64) int64 {
 	return edges
 }
 
+// takenBlockBytes is what a pool allocates as a whole for a taker that is a volume of
+// it; 0 for any other taker.
+func (m *meter) takenBlockBytes() int64 {
+	var block int64
+	for _, p := range m.takes.pools() {
+		if p.isExact {
+			block = max(block, p.blockBytes)
+		}
+	}
+	return block
+}
+
 // Reclaim makes the media give back what was discarded: file systems do so when their
 // own journals commit, pools when they commit their metadata.
 func (m *meter) Reclaim() error {

@@ -58,6 +58,7 @@ type program struct {
 
 func main() {
 	service.BecomeGuardian()
+	suitRuntime(os.Getenv)
 	os.Exit(newProgram(openService).run(os.Args[1:]))
 }
 
