@@ -23,6 +23,8 @@ const patience = 60 * time.Second
 type tab struct {
 	t   *testing.T
 	ctx context.Context
+
+	mayComplain bool // errors of the page are no failure of the test
 }
 
 // browserPath is the browser that there is.
@@ -180,6 +182,9 @@ func (p *tab) watchForErrors() {
 	p.t.Cleanup(func() {
 		cancel()
 		for _, e := range <-ended {
+			if p.mayComplain {
+				break
+			}
 			p.t.Errorf("the page says: %s", e)
 		}
 	})

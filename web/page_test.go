@@ -416,6 +416,31 @@ func TestNothingIsLoadedFromElsewhere(t *testing.T) {
 	}
 }
 
+// What a name that was taken for markup could do is also forbidden by the policy.
+func TestPolicyHolds(t *testing.T) {
+	f := newFake(t)
+	p := openTab(t, f.URL, 1280, 900)
+	p.mayComplain = true
+	p.waitText("h1", "Migrations")
+	const attempt = `new Promise((done) => {
+		addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective), {once: true});
+		setTimeout(() => done("nothing"), 2000);
+		try { %s } catch (e) { done(e.name); }
+	})`
+	for what, want := range map[string]string{
+		`document.body.innerHTML = "<b>x</b>"`: "TypeError",
+		`document.body.append(Object.assign(document.createElement("style"), {textContent: "body { display: none }"}))`: "style-src-elem",
+		`document.body.setAttribute("style", "display: none")`:                                                          "style-src-attr",
+		`document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x"}))`:                               "img-src",
+		`fetch("http://127.0.0.1:9/x").catch(() => 0)`:                                                                  "connect-src",
+	} {
+		got, err := chromedp.Run(p.ctx, chromedp.Evaluate[string](fmt.Sprintf(attempt, what), chromedp.EvalAwaitPromise))
+		if err != nil || got != want {
+			t.Errorf("%s: %s, %v, not %s", what, got, err, want)
+		}
+	}
+}
+
 func TestManyMigrations(t *testing.T) {
 	f := newFake(t)
 	var list []service.Status
