@@ -40,6 +40,7 @@ func (p *tab) visit(f *fakeManager, view string) {
 	p.t.Helper()
 	p.do(chromedp.Navigate(f.URL + view))
 	p.wait("document.querySelector('.link').dataset.link === 'live' && !document.querySelector('[aria-busy=true]') && !!document.querySelector('h1')")
+	eval[bool](p, "[...document.querySelectorAll('details')].every((e) => (e.open = true))")
 	p.wait("[...document.querySelectorAll('.map > canvas')].every((c) => c.width > 0 && c.ariaLabel.includes('parts'))")
 }
 

@@ -262,6 +262,7 @@ func TestEventsMoveThePage(t *testing.T) {
 	stopped.Reason, stopped.Hint = "the source cannot be read", "look at the kernel's log"
 	f.tell(stopped)
 	p.waitText(".events", "Stopped: the source cannot be read")
+	p.waitText(".chart", "copied 0 B/s")
 	p.wait("document.querySelector('.map canvas').ariaLabel.includes('1 cannot be read')")
 	if after := eval[string](p, "document.querySelector('.map canvas').ariaLabel"); after == before {
 		t.Errorf("the map has not moved: %s", after)

@@ -3,6 +3,7 @@
 // with what the last transactions tell.
 
 const mostSamples = 720;
+const still = ["started", "done", "stopped", "failed"]; // events at which nothing moves
 const shortestStep = 0.4; // seconds between samples that are worth keeping
 
 /**
@@ -24,7 +25,7 @@ export class History {
   add(e) {
     const sample = {
       time: Date.parse(e.time) / 1000,
-      rate: e.rate_bytes_per_second,
+      rate: still.includes(e.event) ? 0 : e.rate_bytes_per_second,
       copied: e.bytes_copied,
       discarded: e.bytes_discarded,
     };

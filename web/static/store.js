@@ -191,8 +191,11 @@ async function refreshPools() {
 
 let timer = 0;
 function soon() {
-  clearTimeout(timer);
-  timer = setTimeout(refresh, 150);
+  if (timer) return; // events that come one after the other must not put it off for ever
+  timer = setTimeout(() => {
+    timer = 0;
+    refresh();
+  }, 150);
 }
 
 /** @param {any} e an event of the stream */
