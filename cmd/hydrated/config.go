@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -94,6 +95,15 @@ func (c config) check() error {
 	} {
 		if n < 1 || n > 1<<20 {
 			return usageError("%s is not from 1 to %d", name, 1<<20)
+		}
+	}
+	// The service works in the root directory: a relative path would mean another one.
+	for name, path := range map[string]string{
+		"state-dir": c.stateDir, "socket": c.socket,
+		"token-file": c.network.tokenFile, "tls-certificate": c.network.tlsCertificate, "tls-key": c.network.tlsKey,
+	} {
+		if path != "" && !filepath.IsAbs(path) {
+			return usageError("%s is not an absolute path: %.200q", name, path)
 		}
 	}
 	switch n := c.network; {

@@ -56,6 +56,8 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		strings.Repeat("# x\n", 300000): "more than",
 		"listen = :1":                   "listen needs token-file",
 		"token-file = /x":               "need listen",
+		"state-dir = here":              "state-dir is not an absolute path",
+		"listen = :1\ntoken-file = ./x": "token-file is not an absolute path",
 		"listen = :1\ntoken-file = /x\ntls-key = /k": "need one another",
 	} {
 		if _, err := read(t, file); err == nil || !strings.Contains(err.Error(), want) {

@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -62,6 +63,9 @@ func addFlags(flags *pflag.FlagSet, i *invocation) {
 
 // complete adds the file of the configuration to what the command line has said.
 func (i *invocation) complete(flags *pflag.FlagSet) error {
+	if !filepath.IsAbs(i.configPath) { // it is read again from another directory
+		return usageError("config is not an absolute path: %.200q", i.configPath)
+	}
 	if err := loadConfig(flags, i.configPath); err != nil {
 		return err
 	}
