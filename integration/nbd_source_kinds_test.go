@@ -122,3 +122,24 @@ func TestNBDSourceUsage(t *testing.T) {
 	}
 	s.wantMessage(s.wantMoveRefused("nbd+unix:///?socket="+s.path("nobody"), s.path("moved")), "no connection")
 }
+
+// A file that is half empty is no more a source when it is served than by itself: with its
+// journal, with another state directory, and read-only.
+func TestFault53NBDSourceServesAMarkedFile(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	made := makeImage(t, s.path("image"), 32*mib, 85, mixed)
+	r := s.startMove(s.path("image"), s.path("moved"), slowly...)
+	r.awaitDiscarded()
+	r.signal(syscall.SIGINT)
+	s.want(3, r.wait())
+	for _, args := range [][]string{freeing, {"--read-only"}} {
+		server := s.qemuNBD(s.path("image"), "raw", args...)
+		s.wantMessage(s.wantMoveRefused(s.uri(), s.path("other")), "belongs to the unfinished migration", "migrate resume")
+		other := s.at(s.path("other-state"))
+		other.wantMessage(other.wantMoveRefused(s.uri(), s.path("other")), "half-moved source")
+		server.end(syscall.SIGTERM)
+	}
+	s.want(0, s.move(s.path("image"), s.path("moved"), "--discard-src"))
+	wantWhole(t, s.path("moved"), made)
+}

@@ -245,7 +245,7 @@ func (a *attempt) checkMarks() error {
 			return err
 		}
 	}
-	return nil
+	return a.checkServedMarks()
 }
 
 func (a *attempt) checkMark(e *end, mark loopdev.Mark) error {

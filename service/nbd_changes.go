@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"decant/loopdev"
@@ -33,7 +34,9 @@ func (d *discards) add(off, bytes int64, session uint64) {
 // Discard implements clone.Source.
 func (n *nbdEnd) Discard(off, bytes int64) error {
 	n.mu.Lock()
-	n.samples = dropTouched(n.samples, off, bytes) // what was there is no sign of the export any more
+	for i, s := range n.samples {
+		n.samples[i].Discarded = s.Discarded || s.touches(off, bytes)
+	}
 	n.discards.add(off, bytes, n.Sessions())
 	n.mu.Unlock()
 	data := n.dataIn(off, bytes)
@@ -127,20 +130,27 @@ func (n *nbdEnd) dataIn(off, bytes int64) (total int64) {
 
 // WriteAt implements clone.Destination, for a migration that is brought back.
 func (n *nbdEnd) WriteAt(p []byte, off int64) (int, error) {
-	n.noteWrite()
-	return n.Client.WriteAt(p, off)
+	n.noteWrite(off, int64(len(p)))
+	done, err := n.Client.WriteAt(p, off)
+	if err == nil {
+		n.mu.Lock()
+		n.lastWrite = byteSpan{off, off + min(int64(len(p)), sampleBytes)}
+		n.mu.Unlock()
+	}
+	return done, err
 }
 
 // Zero implements clone.Destination.
 func (n *nbdEnd) Zero(off, bytes int64) error {
-	n.noteWrite()
+	n.noteWrite(off, bytes)
 	return n.Client.Zero(off, bytes)
 }
 
-func (n *nbdEnd) noteWrite() {
+func (n *nbdEnd) noteWrite(off, bytes int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.wrote = true
+	n.samples = dropTouched(n.samples, off, bytes)
 }
 
 // Flush implements clone.Destination. It covers discards as well, again those that a
@@ -150,17 +160,36 @@ func (n *nbdEnd) Flush() error {
 	defer n.flushing.Unlock()
 	n.allocated.expire()
 	n.mu.Lock()
-	covered, wrote := n.discards, n.wrote
-	n.discards = discards{}
+	covered, wrote, written := n.discards, n.wrote, n.lastWrite
+	n.discards, n.lastWrite = discards{}, byteSpan{}
 	n.mu.Unlock()
-	err := n.flushCovering(&covered, wrote)
-	if err != nil {
+	if err := n.flushCovering(&covered, wrote); err != nil {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		covered.spans = append(covered.spans, n.discards.spans...)
 		n.discards = covered
+		return err
 	}
-	return err
+	n.sampleWritten(written)
+	return nil
+}
+
+// sampleWritten makes what was written and flushed a sign of the export: what else it held
+// there is overwritten by and by. A region is not written again, or with the same bytes.
+func (n *nbdEnd) sampleWritten(span byteSpan) {
+	if span.start == span.end {
+		return
+	}
+	p := make([]byte, span.end-span.start)
+	if _, err := n.ReadAt(p, span.start); err != nil {
+		return // one sample less
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.samples = append(n.samples, sourceSample{Off: span.start, Bytes: int64(len(p)), Sum: xxh3.Hash(p)})
+	if len(n.samples) > mostSamples {
+		n.samples = thinOut(n.samples, sampleParts)
+	}
 }
 
 // flushAttempts bounds how often a flush begins anew because the server went away.

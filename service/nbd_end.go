@@ -26,14 +26,15 @@ type nbdEnd struct {
 	lock  *exportLock
 	image *loopdev.Device // the file of this host that the server has for the export; nil if not known
 
-	mu       sync.Mutex
-	samples  []sourceSample // what the export has to hold, whenever it is connected to anew
-	discards discards       // that no flush has covered
-	wrote    bool           // a write or zeroes was sent
-	tried    bool           // it is known whether a discard frees anything
-	keepsAll bool           // it does not
-	warned   bool           // and somebody was told
-	isVague  bool           // the server says that all is allocated, also where it is not
+	mu        sync.Mutex
+	samples   []sourceSample // what the export has to hold, whenever it is connected to anew
+	discards  discards       // that no flush has covered
+	lastWrite byteSpan       // of those since the last flush
+	wrote     bool           // a write or zeroes was sent
+	tried     bool           // it is known whether a discard frees anything
+	keepsAll  bool           // it does not
+	warned    bool           // and somebody was told
+	isVague   bool           // the server says that all is allocated, also where it is not
 
 	flushing  sync.Mutex
 	measuring sync.Mutex

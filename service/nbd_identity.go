@@ -1,8 +1,11 @@
 package service
 
 import (
+	"errors"
 	"fmt"
+	"io"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"decant/journal"
@@ -39,8 +42,12 @@ func (m *migration) sampleEmptied() error {
 }
 
 // sampleAgain replaces the samples of a migration that is resumed, which have just been
-// compared, by others where there is still something to be copied.
+// compared, by others where nothing can have been discarded, and keeps some of the rest.
 func (m *migration) sampleAgain(k *known) error {
+	n, ok := m.source.device.(*nbdEnd)
+	if !ok {
+		return nil
+	}
 	if k.state.Phase == journal.Done {
 		m.record.SourceSamples = k.record.SourceSamples
 		return nil
@@ -49,11 +56,20 @@ func (m *migration) sampleAgain(k *known) error {
 	if err != nil {
 		return err
 	}
-	without := region.NewSet()
+	g, without := k.superblock.Geometry, region.NewSet()
+	var kept []sourceSample
 	if m.record.DiscardSource || marked && mark.ID == m.id {
 		without = k.state.Hydrated
+		left := region.NewSet(g.All())
+		left.Subtract(without)
+		kept = thinOut(discardedIn(dropIn(k.record.SourceSamples, g, left), g, without), sampleParts)
 	}
-	return m.sampleSource(k.superblock.Geometry, without)
+	if err := m.sampleSource(g, without); err != nil {
+		return err
+	}
+	m.record.SourceSamples = append(kept, m.record.SourceSamples...)
+	n.expect(m.record.SourceSamples)
+	return nil
 }
 
 // sourceChanged says whether somebody has written to the source while it was copied.
@@ -82,6 +98,9 @@ func (m *migration) readyExport(state journal.State) error {
 	g := m.journal.Superblock().Geometry
 	k := known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record}
 	changed, err := n.changedSince(k)
+	if err == nil && !changed && state.Direction == journal.Backward {
+		changed, err = m.lacksReturned(n, state)
+	}
 	if err != nil {
 		return refuse(m.source.name, "it cannot be seen whether it changed", "", err)
 	}
@@ -97,8 +116,53 @@ func (m *migration) readyExport(state journal.State) error {
 			return refuse(m.id, "its journal cannot be written", "", err)
 		}
 	}
-	n.expect(m.record.SourceSamples)
+	now, err := n.takeSamples(g, region.NewSet()) // good for this run: what is written to leaves them
+	if err != nil {
+		return refuse(m.source.name, "cannot be read", "", err)
+	}
+	given := state.Hydrated // what was discarded, or may have been
+	if state.Direction == journal.Backward {
+		given = region.NewSet(g.All())
+		given.Subtract(state.Hydrated)
+	}
+	n.expect(discardedIn(now, g, given))
 	return nil
+}
+
+// lacksReturned says whether the export does not hold what was brought back to it already,
+// by the checksums of the journal: of some regions, spread over them all.
+func (m *migration) lacksReturned(n *nbdEnd, state journal.State) (bool, error) {
+	const looks = 32
+	g := m.journal.Superblock().Geometry
+	step := max(1, g.Regions()/looks)
+	for first := region.Nr(0); first < g.All().End(); first += region.Nr(step) {
+		part := region.Range{First: first, Count: step}.Intersect(g.All())
+		for sum, err := range m.journal.Checksums(journal.Backward, part) {
+			if err != nil {
+				return false, err
+			}
+			if sum.Sum == journal.WrittenSum || !state.Hydrated.Has(sum.Nr) {
+				continue
+			}
+			off, bytes := g.Bytes(region.Range{First: sum.Nr, Count: 1})
+			held, err := checksumOf(n, off, bytes)
+			if errors.Is(err, unix.EIO) {
+				continue // a bad place says nothing
+			}
+			if err != nil || held != journal.NormalSum(sum.Sum) {
+				return err == nil, err
+			}
+			break // one of each part
+		}
+	}
+	return false, nil
+}
+
+// checksumOf is the checksum of a range as the journal has it.
+func checksumOf(r io.ReaderAt, off, bytes int64) (uint64, error) {
+	var hash xxh3.Hasher
+	_, err := io.CopyBuffer(&hash, io.NewSectionReader(r, off, bytes), make([]byte, min(bytes, bufferBytes)))
+	return journal.NormalSum(hash.Sum64()), err
 }
 
 // writtenBytes is what all writes of a migration are multiples of, but for the end of the

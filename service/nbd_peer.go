@@ -139,3 +139,22 @@ func (n *nbdEnd) UsedBy() (uses []loopdev.Use, err error) {
 	})
 	return uses, err
 }
+
+// checkServedMarks refuses an export whose server has a file open that carries a mark: a
+// file whose holes are no data does not become whole by being served (I11).
+func (a *attempt) checkServedMarks() error {
+	n, ok := a.source.device.(*nbdEnd)
+	if !ok {
+		return nil
+	}
+	return n.eachServed(func(d served) (bool, error) {
+		mark, marked, err := d.ReadMark()
+		if err != nil {
+			return false, refuse(d.Info().Path, "is served, and its mark cannot be read", "", err)
+		}
+		if !marked {
+			return false, nil
+		}
+		return false, a.checkMark(&end{device: d.Device, base: d.Device, name: d.Info().Path, kind: "file"}, mark)
+	})
+}

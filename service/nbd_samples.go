@@ -16,37 +16,44 @@ import (
 	"decant/region"
 )
 
-// sourceSample is what an export held at one place. The protocol gives an export no identity
-// but its name, and a server that is started again with another image of the same size
-// looks the same. So the journal keeps samples, and whenever the export is met again
-// it has to hold them: at the next run, and after a lost connection.
+// sourceSample is what an export held at one place. The protocol gives an export no
+// identity but its name, and a server that is started again with another image of the same
+// size looks the same. So the journal keeps samples, and whenever the export is met again
+// it has to hold them: at the next run, and after a lost connection, before anything else
+// is read, and above all before anything is discarded.
 //
-// A sample lies in one region. It holds as long as that region belongs to the source
-// and cannot have been discarded.
+// What may have been discarded has to hold what it held, or zeros: a server may have done
+// it, not done it, or lost it.
 type sourceSample struct {
-	Off   int64  `json:"off"`
-	Bytes int64  `json:"bytes"`
-	Sum   uint64 `json:"sum"` // XXH3
+	Off       int64  `json:"off"`
+	Bytes     int64  `json:"bytes"`
+	Sum       uint64 `json:"sum"` // XXH3
+	Discarded bool   `json:"discarded,omitempty"`
 }
 
 const (
-	sampleBytes = 64 << 10
+	// sampleBytes is small enough for no discard to end inside of a sample, which lies in
+	// one region.
+	sampleBytes = region.MinRegionBytes
 	// sampleParts is in how many equal parts the device is divided, each with a sample.
-	sampleParts = 128
+	sampleParts = 256
+	// mostSamples bounds what is kept of earlier runs, and of what was written.
+	mostSamples = 2 * sampleParts
 )
 
 // sampleBounds divides a device: into equal parts, and the last of them by halves, since
 // what is copied last is what samples are needed for last.
 func sampleBounds(bytes int64) []int64 {
 	var bounds []int64
-	for i := range int64(sampleParts) {
-		bounds = append(bounds, bytes/sampleParts*i)
+	parts := min(max(1, bytes/sampleBytes), sampleParts)
+	for i := range parts {
+		bounds = append(bounds, bytes/parts*i)
 	}
 	for rest := bytes - bounds[len(bounds)-1]; rest > 2*sampleBytes; {
 		rest /= 2
 		bounds = append(bounds, bytes-rest)
 	}
-	return slices.Compact(append(bounds, bytes))
+	return append(bounds, bytes)
 }
 
 // takeSamples reads from each part of the export what lies where its data begins, or a
@@ -59,7 +66,7 @@ func (n *nbdEnd) takeSamples(g region.Geometry, without *region.Set) ([]sourceSa
 		if err != nil {
 			return nil, err
 		}
-		if ok {
+		if ok && (len(samples) == 0 || samples[len(samples)-1].Off != place.start) {
 			samples = append(samples, sourceSample{Off: place.start, Bytes: place.end - place.start})
 		}
 	}
@@ -119,33 +126,56 @@ func (n *nbdEnd) samplePlace(g region.Geometry, without *region.Set, part byteSp
 	if data < end {
 		start = data
 	}
-	off, bytes = g.Bytes(g.Touched(start, 1))
-	return byteSpan{start, min(start+sampleBytes, off+bytes)}, true, nil
+	start -= start % sampleBytes
+	return byteSpan{start, min(start+sampleBytes, g.DeviceBytes())}, true, nil
 }
 
 // dropTouched leaves out the samples that a range touches.
 func dropTouched(samples []sourceSample, off, bytes int64) []sourceSample {
-	return slices.DeleteFunc(samples, func(s sourceSample) bool { return s.Off < off+bytes && off < s.Off+s.Bytes })
+	return slices.DeleteFunc(samples, func(s sourceSample) bool { return s.touches(off, bytes) })
 }
 
-// dropIn leaves out the samples that lie in a region of the set.
+func (s sourceSample) touches(off, bytes int64) bool {
+	return s.Off < off+bytes && off < s.Off+s.Bytes
+}
+
+// dropIn is the samples that do not lie in a region of the set.
 func dropIn(samples []sourceSample, g region.Geometry, set *region.Set) []sourceSample {
 	return slices.DeleteFunc(slices.Clone(samples), func(s sourceSample) bool { return set.HasAny(g.Touched(s.Off, s.Bytes)) })
 }
 
-// anyDiffers says whether one of the samples reads as something else, and for which it
-// matters.
-func anyDiffers(export io.ReaderAt, samples []sourceSample, matters func(now []byte) bool) (at sourceSample, differs bool, err error) {
+// discardedIn is the samples, of which those that lie in a region of the set may have been
+// discarded.
+func discardedIn(samples []sourceSample, g region.Geometry, set *region.Set) []sourceSample {
+	samples = slices.Clone(samples)
+	for i, s := range samples {
+		samples[i].Discarded = s.Discarded || set.HasAny(g.Touched(s.Off, s.Bytes))
+	}
+	return samples
+}
+
+// thinOut leaves every so many of the samples, so that they are not too many.
+func thinOut(samples []sourceSample, most int) []sourceSample {
+	step := (len(samples) + most - 1) / most
+	var out []sourceSample
+	for i := 0; i < len(samples); i += step {
+		out = append(out, samples[i])
+	}
+	return out
+}
+
+// anyDiffers says whether one of the samples reads as something that it must not be.
+func anyDiffers(export io.ReaderAt, samples []sourceSample) (at sourceSample, differs bool, err error) {
 	err = eachSample(export, samples, func(i int, now []byte) {
-		if now != nil && xxh3.Hash(now) != samples[i].Sum && matters(now) {
-			at, differs = samples[i], true
+		s := samples[i]
+		if now != nil && xxh3.Hash(now) != s.Sum && !(s.Discarded && allZeros(now)) {
+			at, differs = s, true
 		}
 	})
 	return at, differs, err
 }
 
-// expect makes the samples what the export has to hold after each lost connection. A
-// range that is discarded leaves them.
+// expect makes the samples what the export has to hold after each lost connection.
 func (n *nbdEnd) expect(samples []sourceSample) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -157,14 +187,12 @@ func (n *nbdEnd) recognize(export io.ReaderAt) error {
 	n.mu.Lock()
 	samples := slices.Clone(n.samples)
 	n.mu.Unlock()
-	at, differs, err := anyDiffers(export, samples, always)
+	at, differs, err := anyDiffers(export, samples)
 	if err == nil && differs {
 		err = fmt.Errorf("%w: what it holds at byte %d is not what was there before", nbd.ErrChanged, at.Off)
 	}
 	return err
 }
-
-func always([]byte) bool { return true }
 
 // changedSince says whether the export is another one than the source of a migration, or
 // was written to: as far as the samples tell that can still be compared.
@@ -172,15 +200,14 @@ func (n *nbdEnd) changedSince(k known) (bool, error) {
 	if k.superblock.Source.Key != n.info.Key {
 		return false, nil // nothing is known of this one
 	}
-	samples, matters := k.record.SourceSamples, always
+	samples, g := k.record.SourceSamples, k.superblock.Geometry
 	switch {
 	case k.state.Phase == journal.Done && k.record.DiscardSource:
-		// What was discarded may read as anything for a while, and as zeros at last.
-		matters = func(now []byte) bool { return !allZeros(now) }
+		samples = discardedIn(samples, g, region.NewSet(g.All()))
 	case k.state.Direction == journal.Forward && k.record.DiscardSource:
-		samples = dropIn(samples, k.superblock.Geometry, k.state.Hydrated)
+		samples = discardedIn(samples, g, k.state.Hydrated)
 	}
-	_, differs, err := anyDiffers(n, samples, matters)
+	_, differs, err := anyDiffers(n, samples)
 	return differs, err
 }
 

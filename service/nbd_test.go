@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func TestExportIsMoved(t *testing.T) {
 		t.Errorf("%d bytes are left at the server, and %d after a restart", now, durable)
 	}
 	// All data once, and samples before and after.
-	if n := disk.readBytes - before; n > size*3/4+2*(sampleParts+20)*sampleBytes {
+	if n := disk.readBytes - before; n > size*3/4+3*(sampleParts+20)*sampleBytes {
 		t.Errorf("%d bytes were read", n)
 	}
 	if e := r.last(); *e.SourceFreedBytes < size*3/4-unitBytes || e.PeakExtraBytes > 8*regionBytes+mib {
@@ -366,6 +367,16 @@ func TestExportGoesAwayAtTheEnd(t *testing.T) {
 	}
 	server.end()
 	disk.flushed = nil
+	s.nbdOptions.TotalTime = time.Minute
+	// All is hydrated, and what is left to be done is to discard all of it once more: not
+	// on another image.
+	other := newRemoteDisk(append(bytes.Clone(content[1:]), 1))
+	server = s.serve(nbd.Export{Device: other})
+	s.wantMoveRefused("does not hold what it held", s.uri(), "moved", moving())
+	server.end()
+	if other.changed() {
+		t.Errorf("another image was changed: %v", other.changes)
+	}
 	disk.lose()
 	if _, durable := disk.allocated(); durable == 0 {
 		t.Fatal("the server had flushed")

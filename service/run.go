@@ -429,6 +429,8 @@ func (m *migration) stopped(ctx context.Context, err error) error {
 	case errors.Is(err, nbd.ErrUnreachable):
 		e.Problem = "the NBD server does not answer"
 		e.Hint = "start it again with the same image, then " + e.Hint
+	case errors.Is(err, nbd.ErrInterrupted), errors.Is(err, nbd.ErrNotFlushed):
+		e.Problem = "the NBD server went away, perhaps with what was written to it last"
 	case errors.Is(err, nbd.ErrChanged):
 		e.Problem = "the NBD server offers another image"
 		e.Hint = "start it again with the old image, then " + e.Hint
