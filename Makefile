@@ -80,11 +80,12 @@ lint: setup-lint
 format:
 	$(TOOL) gofumpt -w $$($(GO) list -f '{{.Dir}}' ./...)
 
-## bench: time and memory beside cp, qemu-img, nbdcopy and ddrescue (BENCH_FLAGS=-h), and beside dm-clone
-bench: setup-bench build
+## bench: time and memory beside cp, qemu-img, nbdcopy and ddrescue (BENCH_FLAGS=-h), beside dm-clone, and --export beside qemu-nbd
+bench: setup-bench setup-test build
 	$(GO_BUILD) -o bin/bench ./bench
 	bin/bench $(BENCH_FLAGS)
 	$(GO) test -run='^$$' -bench=Speed -benchtime=1x -timeout=30m ./integration/kernel
+	$(GO) test -run='^$$' -bench=Export -benchtime=1x -timeout=30m ./integration
 
 ## model: search the model of the protocol with spin, in its larger forms as well
 model: setup-model

@@ -67,6 +67,7 @@ type Clone struct {
 
 	direction journal.Direction
 	mode      atomic.Uint32
+	failure   atomic.Pointer[error] // of the flush or commit that ended ReadWrite
 	guests    guests
 	turns     turns
 	commit    sync.Mutex   // one commit at a time
@@ -149,9 +150,20 @@ func (c *Clone) writable() error {
 // abort leaves ReadWrite for good after a flush or a commit of unknown outcome,
 // and takes back everything that was not committed before it (I7).
 func (c *Clone) abort(step string, err error) error {
+	err = fmt.Errorf("%s: %w", step, err)
+	c.failure.CompareAndSwap(nil, &err)
 	c.mode.Store(uint32(ReadOnly))
 	c.regions.forget()
-	return fmt.Errorf("%s: %w", step, err)
+	return err
+}
+
+// Failure is the error of the flush or commit after which the clone became read-only;
+// nil if there was none. Whoever is answered ErrReadOnly can tell the reason by it.
+func (c *Clone) Failure() error {
+	if err := c.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Status is a count of regions by state at one moment. Hydrated includes the

@@ -54,6 +54,7 @@ var tools = map[string]string{
 	"qemu-io":         "qemu-utils",
 	"qemu-nbd":        "qemu-utils",
 	"rpm":             "rpm",
+	"setpriv":         "util-linux",
 	"sqlite3":         "sqlite3",
 	"strace":          "strace",
 	"swapon":          "mount",

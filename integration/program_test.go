@@ -274,6 +274,11 @@ func (r *running) wait() outcome {
 		r.mu.Unlock()
 		r.site.Fatalf("%v hangs:\n%s", r.cmd.Args, text)
 	}
+	return r.outcome()
+}
+
+// outcome is how the program ended, once it has.
+func (r *running) outcome() outcome {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.result

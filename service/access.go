@@ -135,6 +135,8 @@ func (m *migration) seeGuestsOff(ctx context.Context, r *reporter, failed error)
 	err := errors.Join(errors.Join(errs...), m.shutGuestsOut())
 	if r.clone.Mode() == clone.ReadWrite {
 		err = errors.Join(err, r.clone.Commit())
+	} else {
+		err = errors.Join(err, clone.ErrReadOnly, r.clone.Failure())
 	}
 	switch {
 	case failed != nil:

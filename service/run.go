@@ -292,6 +292,9 @@ func (m *migration) hydrateAll(ctx context.Context, r *reporter, discard bool) e
 	}
 	// Also of a run that stopped: what it has discarded is not to be kept from others.
 	err = errors.Join(err, r.meter.returner.finish())
+	if failure := r.clone.Failure(); failure != nil && errors.Is(err, clone.ErrReadOnly) && !errors.Is(err, failure) {
+		err = errors.Join(failure, err) // it was a guest's flush that failed
+	}
 	if errors.Is(err, hydrate.ErrNoSpace) {
 		m.spaceHint = m.source.spaceHint() + r.meter.hint(r.clone.Geometry.RegionBytes())
 	}
