@@ -51,8 +51,9 @@ func programsDirectory(t testing.TB) string {
 func TestPrograms(t *testing.T) { runInside(t, "^TestKernel([^S]|S[^p])") }
 func TestSpace(t *testing.T)    { runInside(t, "^TestKernelSpace") }
 
-func TestLive(t *testing.T)   { runInside(t, "^TestLive") }
-func TestEngine(t *testing.T) { runInside(t, "^TestEngine") }
+func TestLive(t *testing.T)      { runInside(t, "^TestLive[^C]") }
+func TestLiveCrash(t *testing.T) { runInside(t, "^TestLiveC") }
+func TestEngine(t *testing.T)    { runInside(t, "^TestEngine") }
 
 func runInside(t *testing.T, tests string) {
 	t.Helper()

@@ -56,7 +56,7 @@ func (a *author) end() int {
 
 // fault 84: the process is killed again and again while a file system is mounted and
 // written to. Who writes notices nothing but that it takes a while.
-func TestLiveKilledWhileMounted(t *testing.T) {
+func TestLiveCrashWhileMounted(t *testing.T) {
 	for kind, bytes := range map[string]int64{"ext4": 96 * mib, "xfs": 304 * mib} {
 		t.Run(kind, func(t *testing.T) {
 			s := newSite(t)
@@ -105,7 +105,7 @@ func (s *site) block(n int) []byte {
 
 // fault 84: what was answered before the process was killed is there afterwards, without
 // any flush, in whichever state the regions were.
-func TestLiveKeepsWhatWasAnswered(t *testing.T) {
+func TestLiveCrashKeepsWhatWasAnswered(t *testing.T) {
 	const size = 48 * mib
 	s := newSite(t)
 	image := newImage(size, 7, mixed)
@@ -164,7 +164,7 @@ func blockRange(f *os.File, request uint, off, n uint64) error {
 
 // fault 50: a device that was left suspended, with a table that never took effect, is
 // settled by the next run.
-func TestLiveSuspendedByACrash(t *testing.T) {
+func TestLiveCrashLeavesItSuspended(t *testing.T) {
 	s := newSite(t)
 	l := s.newLively("ext4", s.slice(112*mib).path(), 96*mib, "--bwlimit=8MiB/s")
 	r := l.run()
@@ -187,7 +187,7 @@ func TestLiveSuspendedByACrash(t *testing.T) {
 
 // Killed at the end, anywhere between the last region and the last word: the same command
 // brings it to its end, or finds that nothing is left to do.
-func TestLiveKilledAtTheEnd(t *testing.T) {
+func TestLiveCrashAtTheEnd(t *testing.T) {
 	s := newSite(t)
 	const size = 24 * mib
 	destination := s.slice(size + mib)
@@ -230,7 +230,7 @@ func TestLiveKilledAtTheEnd(t *testing.T) {
 // fault 47: the destination fails under a mounted live device. Its users get errors, and
 // nothing that they had been told was durable is lost: once the destination is whole again
 // and they have left, the same command goes on.
-func TestLiveFault47DestinationFails(t *testing.T) {
+func TestLiveCrashFault47DestinationFails(t *testing.T) {
 	s := newSite(t)
 	below := s.slice(112 * mib)
 	destination := s.newDevice(below.whole(below.linear())...)
