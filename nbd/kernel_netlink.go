@@ -67,7 +67,8 @@ type KernelDevice struct {
 	// AskTime is how often the kernel looks at requests that are not answered. It has
 	// two effects: that long after Reconfigure at most it sends again what the old
 	// connection has not answered, and that often it says in its log that a request
-	// takes long. 0 leaves it as it is, which is 30 s.
+	// takes long. 0 leaves it as it is, which is 30 s, and so does a kernel that does
+	// not let it be set.
 	AskTime time.Duration
 }
 
@@ -127,9 +128,7 @@ func ConnectKernel(d KernelDevice, socket *os.File) (index int, err error) {
 	if index < 0 {
 		return -1, kernelFailure("connect", d.Index, errors.New("the kernel did not say which device it took"))
 	}
-	if err := d.setAskTime(index); err != nil {
-		return -1, errors.Join(kernelFailure("connect", index, err), DisconnectKernel(index))
-	}
+	d.setAskTime(index)
 	return index, nil
 }
 
@@ -195,16 +194,14 @@ func (d KernelDevice) serverFlags() uint16 {
 }
 
 // setAskTime goes by sysfs: the attribute of netlink means something else.
-func (d KernelDevice) setAskTime(index int) error {
+func (d KernelDevice) setAskTime(index int) {
 	if d.AskTime == 0 {
-		return nil
+		return
 	}
 	path := filepath.Join(kernelSysfs(index), "queue", "io_timeout")
-	err := os.WriteFile(path, fmt.Appendf(nil, "%d", d.AskTime.Milliseconds()), 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // kernels before 5.0
-	}
-	return err
+	// Where it cannot be set, in a service to which sysfs is read-only for example, the
+	// kernel's own time holds.
+	_ = os.WriteFile(path, fmt.Appendf(nil, "%d", d.AskTime.Milliseconds()), 0)
 }
 
 // askKernel makes one request on a connection of its own.
