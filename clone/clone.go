@@ -46,7 +46,7 @@ type Config struct {
 	// PeakExtraBytes, if set, is asked at each commit and recorded with it.
 	PeakExtraBytes func() int64
 	// GuestsOutlive says that guests may live on when this process dies, as file
-	// systems on a block device do: then no answered change may be lost by that. See
+	// systems on a block device do: then no answered write may be lost by that. See
 	// the package comment.
 	GuestsOutlive bool
 	// BufferBytes is the most that one read or write moves; a power of two, at

@@ -92,6 +92,10 @@
 // with it are regions that no answered change is in. Flushes, power cuts and failures
 // mean the same as for other guests.
 //
+// A trim is answered at once, since file systems make many and wait for each: nobody
+// relies on what it leaves. A range that no flush has covered since may show what it held
+// before, once the process has died.
+//
 // # Invariants
 //
 //	I1   A region is journaled hydrated only after a destination flush that began

@@ -44,7 +44,7 @@ func (c *Clone) Discard(off, n int64) error {
 	if err := c.inside("discard", off, n); err != nil {
 		return err
 	}
-	_, err := c.carryOut(change{off: off, n: n}, "discard")
+	_, err := c.carryOut(change{off: off, n: n, isHint: true}, "discard")
 	return err
 }
 
@@ -61,6 +61,7 @@ func (c *Clone) Flush() error {
 type change struct {
 	off, n int64
 	data   []byte // n bytes; nil is zeros
+	isHint bool   // nobody relies on what the range holds after it
 }
 
 // within is the part of w that lies in a run of regions at its start.
@@ -92,7 +93,7 @@ func (w change) onto(p []byte, off int64) {
 func (c *Clone) carryOut(w change, op string) (done int64, err error) {
 	c.guests.enter()
 	defer c.guests.leave()
-	if c.GuestsOutlive {
+	if c.GuestsOutlive && !w.isHint {
 		all := c.Geometry.Touched(w.off, w.n)
 		defer func() {
 			if err == nil {
