@@ -275,6 +275,7 @@ func TestKeyboardIsEnough(t *testing.T) {
 	p.tabTo("Pause")
 	p.keys(kb.Enter)
 	p.wait("document.querySelector('h1 + .state').dataset.state === 'paused'")
+	p.wait("document.activeElement.innerText === 'Resume'") // the pressed one is gone
 	p.wait("!!document.querySelector('.map > canvas').ariaLabel.includes('parts')")
 	p.do(chromedp.Focus(chromedp.CSS(".map > canvas")))
 	p.keys(kb.ArrowRight)

@@ -270,6 +270,27 @@ func TestEventsMoveThePage(t *testing.T) {
 	p.waitText("#announcements", "vm.raw: stopped: the source cannot be read")
 }
 
+// Of a migration that another process works on no events come: what the list says is
+// shown.
+func TestMigrationOfAnotherProcessMoves(t *testing.T) {
+	f := newFake(t)
+	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "external")
+	s.Event = nil
+	f.put(s)
+	p := openTab(t, f.URL+"#/m/5f0c91ab", 1280, 900)
+	p.wait("document.querySelector('.map > canvas')?.ariaLabel.includes('not copied yet')")
+	before := eval[string](p, "document.querySelector('.map > canvas').ariaLabel")
+	f.change(func() {
+		m := &f.list[0]
+		m.Hydrated, m.Discarded, m.BytesCopied, m.Transaction = 6000, 6000, 6000*mib, 90
+		f.cells[m.ID] = cellsOf(*m)
+	})
+	p.waitText(".figures", "48 %")
+	p.waitText(".figures", "5.86 GiB")
+	p.wait("document.querySelector('.map > canvas').ariaLabel !== %q", before)
+	p.wait("!!document.querySelector('.chart canvas')")
+}
+
 func TestServiceGoesAndComesBack(t *testing.T) {
 	f := newFake(t)
 	s := migrationOf("5f0c91ab", "/images/vm.raw", "fast/vm", "running")

@@ -2,7 +2,7 @@
 
 import {act, limit} from "./actions.js";
 import {count, printable, size} from "./format.js";
-import {html, useState} from "./html.js";
+import {html, useLayoutEffect, useRef, useState} from "./html.js";
 import {Dialog} from "./dialog.js";
 import {Ends, Problem} from "./parts.js";
 import {isOver, stateOf, verbsOf} from "./states.js";
@@ -69,8 +69,19 @@ export function Controls({record}) {
   const [busy, setBusy] = useState("");
   const [problem, setProblem] = useState(null);
   const gone = known.link !== "live";
+  const offered = verbs(summary);
+  const group = useRef(null);
+  const acted = useRef(false);
+  // A button that was pressed is gone afterwards, or was disabled for a while, and the
+  // focus with it: the next one takes it.
+  useLayoutEffect(() => {
+    if (!acted.current || busy !== "" || question || document.activeElement !== document.body) return;
+    acted.current = false;
+    group.current.querySelector("button:not(:disabled)")?.focus({preventScroll: true});
+  }, [busy, question, offered.join()]);
 
   const run = async (verb) => {
+    acted.current = true;
     setProblem(null);
     const q = questionFor(verb, summary);
     if (q) {
@@ -87,8 +98,8 @@ export function Controls({record}) {
     setBusy("");
   };
   return html`<div class="controls">
-    <div class="buttons" role="group" aria-label=${`Migration ${summary.id}`}>
-      ${verbs(summary).map((verb) => html`<button key=${verb} type="button" class=${verb === "resume" ? "primary" : verb.startsWith("cancel") ? "warn" : "plain"}
+    <div class="buttons" ref=${group} role="group" aria-label=${`Migration ${summary.id}`}>
+      ${offered.map((verb) => html`<button key=${verb} type="button" class=${verb === "resume" ? "primary" : verb.startsWith("cancel") ? "warn" : "plain"}
         disabled=${gone || busy !== ""} aria-busy=${busy === verb} onClick=${() => run(verb)}>${labels[verb]}</button>`)}
     </div>
     ${problem && html`<${Problem} error=${problem}/>`}

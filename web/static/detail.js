@@ -109,7 +109,7 @@ function Charts({record}) {
 
 const eventTexts = {
   started: (e) => (e.resumed && e.transaction > 0 ? "Resumed" : "Started"),
-  exported: () => "Exported",
+  exported: (e) => `Can be used as ${e.device || e.export}`,
   paused: (e) => `Paused: ${e.message ?? ""}`,
   warning: (e) => `Warning: ${e.message ?? ""}`,
   hydrated: () => "All regions are copied",

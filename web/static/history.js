@@ -19,6 +19,8 @@ export class History {
     /** @type {Sample[]} the oldest first */
     this.samples = [];
     this.seeded = false;
+    /** @type {any} what was observed last */
+    this.observed = null;
   }
 
   /** @param {any} e an event */
@@ -36,6 +38,29 @@ export class History {
     if (before && sample.time - before.time < shortestStep) this.samples.pop();
     this.samples.push(sample);
     this.#thin();
+  }
+
+  /**
+   * What an event would say of a migration that another process works on: of those
+   * there are none, and what is known is in the list.
+   * @param {any} summary
+   */
+  observe(summary) {
+    const now = Date.now();
+    const before = this.samples.at(-1);
+    const copied = summary.bytes_copied;
+    const elapsed = before ? now / 1000 - before.time : 0;
+    if (this.observed && elapsed < 1) return this.observed; // too soon to tell a rate
+    const moved = before ? Math.max(0, copied - before.copied) : 0;
+    const e = {
+      event: "progress", time: new Date(now).toISOString(), transaction: summary.transaction,
+      bytes_total: summary.bytes_total, bytes_copied: copied, bytes_committed: copied,
+      bytes_discarded: Math.min(copied, summary.regions_discarded * summary.region_bytes),
+      rate_bytes_per_second: elapsed > 0 ? moved / elapsed : 0, peak_extra_bytes: summary.peak_extra_bytes, eta_seconds: null,
+    };
+    this.add(e);
+    this.observed = e;
+    return e;
   }
 
   /** Drops every second sample of the older half when there are too many. */

@@ -4,7 +4,7 @@ import {useEffect, useRef, useState} from "./html.js";
 
 /**
  * The width of an element in CSS pixels, kept up to date.
- * @returns {[import("./vendor/preact/hooks.mjs").Ref<any>, number]}
+ * @returns {[{current: any}, number]} what to give the element as its ref; the width
  */
 export function useWidth() {
   const ref = useRef(null);

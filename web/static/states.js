@@ -15,7 +15,7 @@ const states = /** @type {Record<string, {text: string, mark: string, filled?: b
   external: {text: "run by migrate", mark: "M2.5 1v8l6-4z", tone: "accent", verbs: ["pause"]},
 });
 
-const unknown = {text: "unknown", mark: "M5 1a4 4 0 1 0 0 8a4 4 0 0 0 0-8", tone: "quiet", verbs: []};
+const unknown = {filled: false, text: "unknown", mark: "M5 1a4 4 0 1 0 0 8a4 4 0 0 0 0-8", tone: "quiet", verbs: []};
 
 /** @param {any} summary */
 export function stateOf(summary) {

@@ -86,8 +86,9 @@ export function record(id) {
 export function take(summary) {
   const r = record(summary.id);
   const before = r.summary.source === undefined ? null : stateOf(r.summary);
+  if (r.summary.regions_hydrated !== summary.regions_hydrated || r.summary.regions_discarded !== summary.regions_discarded) r.mapVersion++;
   r.summary = summary;
-  r.event = newer(r.event, summary.event);
+  r.event = stateOf(summary) === "external" ? r.history.observe(summary) : newer(r.event, summary.event);
   const now = stateOf(r.summary);
   if (before !== null && before !== now) {
     r.mapVersion++;

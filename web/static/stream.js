@@ -11,7 +11,7 @@ const longestSilence = 40_000; // the service says something every 15 s at least
  * Takes the text of a stream apart into events.
  * @param {(id: string, data: string) => void} onEvent
  */
-export function parser(onEvent) {
+function parser(onEvent) {
   let rest = "";
   let id = "";
   let data = /** @type {string[]} */ ([]);
