@@ -37,8 +37,9 @@
 //   - The end of serving waits for requests that have come, and those for the ends and the
 //     journal only, never for their client.
 //   - With the kernel engine this process serves nothing: dm-clone does. It suspends the
-//     device with each commit (kernelLive.drain), and until it has resumed it, it does
-//     nothing at all; if it is killed there, another process resumes it (guardian).
+//     device with each commit (whileSuspended), and until it has resumed it, it does no I/O
+//     but on the metadata of the dm-clone, which lies beside the journal; if it is killed
+//     there, another process resumes the device (guardian).
 //   - The device is under nothing that a resume has to look at first: udev leaves it alone
 //     (liveRules), and the commands of LVM that package thin runs pass it over.
 package service

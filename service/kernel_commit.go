@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"decant/dm"
@@ -73,9 +74,12 @@ func (k *kernelLive) commitAndRead() (*region.Set, error) {
 	return k.readMetadata()
 }
 
-// drain returns when every read has ended that was in flight when it was called. There
-// is nothing between the two calls, since guests wait from the one to the other.
-func (k *kernelLive) drain() error {
+// drain returns when every read has ended that was in flight when it was called.
+func (k *kernelLive) drain() error { return k.whileSuspended(func() error { return nil }) }
+
+// whileSuspended does something while the device has no I/O in flight. Guests wait for it
+// to return.
+func (k *kernelLive) whileSuspended(do func() error) error {
 	name, err := k.deviceName()
 	if err != nil {
 		return err
@@ -83,7 +87,8 @@ func (k *kernelLive) drain() error {
 	if err := k.device.control.Suspend(name, dm.SuspendOptions{NoLockFS: true}); err != nil {
 		return fmt.Errorf("wait for reads of the source: %w", err)
 	}
-	return k.device.control.Resume(name, liveRules...)
+	err = do()
+	return errors.Join(err, k.device.control.Resume(name, liveRules...))
 }
 
 // copiedBytes is what the kernel has copied for regions, or guests have written instead.

@@ -291,6 +291,7 @@ func (k *kernelLive) open(_ context.Context, r *reporter) error {
 		return fmt.Errorf("make %s: %w", dm.Path(k.name), err)
 	}
 	if !k.moved {
+		guardMemory(r.warn)
 		if k.guardian, err = startGuardian(k.m.id); err != nil {
 			r.warn(fmt.Sprintf("nobody sees to %s if this process is killed: %v", dm.Path(k.name), err))
 		}

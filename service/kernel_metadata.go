@@ -132,12 +132,24 @@ func (s *Service) removeCloneMetadata(id string) error {
 }
 
 // readMetadata is what the kernel has committed as hydrated. When it returns, that
-// survives a power loss.
-//
-// It may be that of a commit whose flush has not returned yet, so that the superblock
-// was only on its way. Hence the flush after it was read.
+// survives a power loss. Guests who have the kernel commit all the time wait for it.
 func (k *kernelLive) readMetadata() (*region.Set, error) {
-	const attempts = 20
+	hydrated, err := k.tryMetadata()
+	if !errors.Is(err, persistent.ErrChanging) {
+		return hydrated, err
+	}
+	err = k.whileSuspended(func() (err error) {
+		hydrated, err = k.tryMetadata()
+		return err
+	})
+	return hydrated, err
+}
+
+// tryMetadata reads beside the kernel. What it finds may be that of a commit whose flush
+// has not returned yet, so that the superblock was only on its way. Hence the flush after
+// it was read.
+func (k *kernelLive) tryMetadata() (*region.Set, error) {
+	const attempts = 10
 	counts := persistent.DeviceIOCounts(unix.Major(k.metadata.dev), unix.Minor(k.metadata.dev))
 	var hydrated *region.Set
 	err := clonetarget.Consistently(k.metadata.raw, counts, attempts, func(m *clonetarget.Reader) error {

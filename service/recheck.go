@@ -12,9 +12,10 @@ import (
 // recheck reads back what earlier runs have committed and nobody has discarded yet,
 // before anything of it is. A run that discards nothing does so where it writes to a
 // thin pool: a repair of such a one may lose what it had flushed once. A run that lets
-// guests in always does: they read, after a crash, only what was rechecked.
+// guests in always does: they read, after a crash, only what was rechecked. With the
+// kernel engine they have gone on reading.
 func (m *migration) recheck(ctx context.Context, r *reporter, discard bool) error {
-	if !m.resumed || !discard && len(r.meter.takes.pools()) == 0 && len(m.accesses) == 0 {
+	if !m.resumed || !discard && len(r.meter.takes.pools()) == 0 && (len(m.accesses) == 0 || m.kernelEngine() != nil) {
 		return nil
 	}
 	r.setPhase(verifyingPhase)

@@ -155,6 +155,35 @@ func TestEngineFault50KilledWhileSuspended(t *testing.T) {
 	l.check(f.dir)
 }
 
+// fault 63: the same with volumes of pools, which the device holds when the next process
+// opens them.
+func TestEngineFault63KilledOnVolumes(t *testing.T) {
+	for _, kind := range []string{"thinctl", "lvm"} {
+		t.Run(kind, func(t *testing.T) {
+			s := newSite(t)
+			s.slice(mib) // at the start of the disk LVM would find a label twice
+			p := placesFor(kind, s, "p", s.slice)
+			made := newImage(24*mib, 63, mixed)
+			s.write(made, s.path("image"))
+			l := s.newLiveOn(s.path("image"), p.volume("vol"))
+			l.flags = []string{"--commit-bytes=1MiB", "--region-size=64KiB", "--bwlimit=4MiB/s"}
+			for round := range 3 {
+				r := l.runKernel()
+				r.awaitCommitted(uint64(2 + 2*round))
+				s.must(r.cmd.Process.Kill())
+				r.wait()
+				s.wantWhole(l.path(), made)
+			}
+			o := s.want(0, l.runKernel().wait())
+			l.wantTarget("linear")
+			s.wantWhole(p.path("vol"), made)
+			s.wantEmptied(s.path("image"))
+			s.run("migrate", "reverse", o.last().ID) // the device is taken away first
+			s.wantWhole(s.path("image"), made)
+		})
+	}
+}
+
 // settle waits until what the kernel has begun to copy is done. What was begun goes on
 // when its process dies.
 func (l *lively) settle() {

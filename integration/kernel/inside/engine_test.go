@@ -3,10 +3,14 @@
 package inside
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // runKernel starts the migration with the kernel's engine, and waits until the device is
@@ -43,6 +47,40 @@ func (l *lively) wantNoMetadata() {
 		text, _ := os.ReadFile(path)
 		l.Errorf("a loop device is left on %s", text)
 	}
+}
+
+// A guest who flushes after every write has the kernel commit all the time, and copy in
+// between only. The migration comes to its end, and what was written is there.
+func TestEngineConstantCommits(t *testing.T) {
+	s := newSite(t)
+	const size, blockBytes = 48 * mib, 4 * kib
+	made := newImage(size, 5, solid)
+	s.write(made, s.path("image"))
+	l := s.newLiveOn(s.path("image"), s.slice(size).path())
+	l.flags = []string{"--commit-bytes=1MiB", "--region-size=64KiB", "--commit-period=20ms", "--threshold=4", "--batch=1"}
+	r := l.runKernel()
+	d, err := os.OpenFile(l.path(), os.O_RDWR|unix.O_DIRECT|unix.O_DSYNC, 0)
+	s.must(err)
+	defer d.Close()
+	rng := rand.New(rand.NewPCG(5, 5))
+	p := aligned(blockBytes)
+	writes := 0
+	for ended := false; !ended; writes++ {
+		off := rng.Int64N(size/blockBytes) * blockBytes
+		binary.NativeEndian.PutUint64(p, uint64(writes))
+		_, err := d.WriteAt(p, off)
+		s.must(err)
+		copy(made.bytes[off:], p)
+		select {
+		case <-r.ended:
+			ended = true
+		default:
+		}
+	}
+	t.Logf("%d writes", writes)
+	s.want(0, r.wait())
+	l.wantEnd()
+	s.wantWhole(l.path(), made)
 }
 
 // A file system is mounted from the first moment on, written to while the kernel
