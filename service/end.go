@@ -325,10 +325,11 @@ func (e *end) hurry() {
 
 // changedSince says whether somebody has written to the source of a migration since
 // it began; what decant itself does to it leaves no trace in its modification time. An
-// export is asked whether it holds what it held.
-func (e *end) changedSince(k known) (bool, error) {
+// export is asked whether it holds what it held; what may have been discarded matters only
+// if more is going to be.
+func (e *end) changedSince(k known, discards bool) (bool, error) {
 	if n, ok := e.device.(*nbdEnd); ok {
-		return n.changedSince(k)
+		return n.changedSince(k, discards)
 	}
 	source := k.superblock.Source
 	if source.ModifiedNanoseconds == 0 {

@@ -150,7 +150,7 @@ func (a *attempt) match() error {
 			continue // checkMarks judges a journal that cannot be read
 		}
 		if k.state.Phase == journal.Done {
-			refilled, err := a.source.changedSince(k)
+			refilled, err := a.source.changedSince(k, true)
 			if err != nil {
 				return refuse(a.source.name, "it cannot be seen whether it changed", "", err)
 			}
@@ -268,7 +268,7 @@ func (a *attempt) checkMark(e *end, mark loopdev.Mark) error {
 	case k.state.Phase == journal.Done && (e == a.destination || mark.Role == receivingRole):
 		return nil // emptied, or whole: free to be used anew
 	case k.state.Phase == journal.Done && k.superblock.Source.Key == e.Info().Key:
-		refilled, err := e.changedSince(k)
+		refilled, err := e.changedSince(k, true)
 		if err != nil {
 			return refuse(e.name, "it cannot be seen whether it changed", "", err)
 		}

@@ -22,6 +22,7 @@ type remoteDisk struct {
 	data, durable []byte // what reads show, and what a restart leaves
 	holes, kept   []bool // of the units, likewise
 	bad           func(off int64) bool
+	scrambles     bool            // what was discarded reads as something else than zeros
 	before        func(op string) // called before each change
 	flushed       func() error    // called by each flush, and an error is the result
 	readBytes     int64
@@ -80,8 +81,16 @@ func (d *remoteDisk) change(op string, off int64, p []byte) error {
 func (d *remoteDisk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), d.change("write", off, p)
 }
-func (d *remoteDisk) Zero(off, n int64) error    { return d.change("zero", off, make([]byte, n)) }
-func (d *remoteDisk) Discard(off, n int64) error { return d.change("discard", off, make([]byte, n)) }
+func (d *remoteDisk) Zero(off, n int64) error { return d.change("zero", off, make([]byte, n)) }
+func (d *remoteDisk) Discard(off, n int64) error {
+	p := make([]byte, n)
+	for i := range p {
+		if d.scrambles {
+			p[i] = 0xa5
+		}
+	}
+	return d.change("discard", off, p)
+}
 
 func (d *remoteDisk) Flush() error {
 	if d.flushed != nil {

@@ -68,7 +68,9 @@ func (m *migration) sampleAgain(k *known) error {
 		return err
 	}
 	m.record.SourceSamples = append(kept, m.record.SourceSamples...)
-	n.expect(m.record.SourceSamples)
+	if m.record.DiscardSource {
+		n.expect(m.record.SourceSamples)
+	}
 	return nil
 }
 
@@ -78,13 +80,14 @@ func (m *migration) sourceChanged() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return m.source.changedSince(known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record})
+	return m.source.changedSince(known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record}, m.record.DiscardSource)
 }
 
 // refuseOther refuses an export that is not what the migration knows.
 func (k known) refuseOther(e *end) error {
 	return refuse(e.name, fmt.Sprintf("does not hold what it held when migration %s read it last: it is another image, or was written to; nothing was changed", k.id),
-		fmt.Sprintf("serve the old image under this name again; or give the migration up with: migrate cancel %s, or migrate reverse %s", k.id, k.id), nil)
+		fmt.Sprintf("serve the old image under this name again, or give the migration up with: migrate cancel %s; "+
+			"if it is the old image, and only what was discarded reads as something new, the same command without --discard-src copies the rest", k.id), nil)
 }
 
 // readyExport refuses to write to an export that is another one by now, or that cannot be
@@ -97,7 +100,7 @@ func (m *migration) readyExport(state journal.State) error {
 	}
 	g := m.journal.Superblock().Geometry
 	k := known{id: m.id, superblock: m.journal.Superblock(), state: state, record: m.record}
-	changed, err := n.changedSince(k)
+	changed, err := n.changedSince(k, true)
 	if err == nil && !changed && state.Direction == journal.Backward {
 		changed, err = m.lacksReturned(n, state)
 	}

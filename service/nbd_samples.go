@@ -154,6 +154,13 @@ func discardedIn(samples []sourceSample, g region.Geometry, set *region.Set) []s
 	return samples
 }
 
+// undiscarded is the samples that cannot have been discarded: who does not go on to discard
+// needs no others. There are servers where what was discarded reads as neither what it was
+// nor as zeros, below encryption for example.
+func undiscarded(samples []sourceSample) []sourceSample {
+	return slices.DeleteFunc(slices.Clone(samples), func(s sourceSample) bool { return s.Discarded })
+}
+
 // thinOut leaves every so many of the samples, so that they are not too many.
 func thinOut(samples []sourceSample, most int) []sourceSample {
 	step := (len(samples) + most - 1) / most
@@ -196,7 +203,7 @@ func (n *nbdEnd) recognize(export io.ReaderAt) error {
 
 // changedSince says whether the export is another one than the source of a migration, or
 // was written to: as far as the samples tell that can still be compared.
-func (n *nbdEnd) changedSince(k known) (bool, error) {
+func (n *nbdEnd) changedSince(k known, discards bool) (bool, error) {
 	if k.superblock.Source.Key != n.info.Key {
 		return false, nil // nothing is known of this one
 	}
@@ -206,6 +213,9 @@ func (n *nbdEnd) changedSince(k known) (bool, error) {
 		samples = discardedIn(samples, g, region.NewSet(g.All()))
 	case k.state.Direction == journal.Forward && k.record.DiscardSource:
 		samples = discardedIn(samples, g, k.state.Hydrated)
+	}
+	if !discards && k.state.Phase != journal.Done {
+		samples = undiscarded(samples)
 	}
 	_, differs, err := anyDiffers(n, samples)
 	return differs, err

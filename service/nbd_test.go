@@ -388,3 +388,19 @@ func TestExportGoesAwayAtTheEnd(t *testing.T) {
 		t.Errorf("%d bytes are left at the server", durable)
 	}
 }
+
+// Where what was discarded reads as anything, it cannot be told from another image: nothing
+// more is discarded, and the rest can be copied.
+func TestExportThatScramblesWhatIsDiscarded(t *testing.T) {
+	t.Parallel()
+	s, disk, content := remoteSite(t, 4*mib)
+	disk.scrambles = true
+	s.serve(nbd.Export{Device: disk})
+	s.interrupt(s.uri(), "moved", slowly(), discarded)
+	err := s.Migrate(context.Background(), s.request(s.uri(), "moved", moving()), nil)
+	if OutcomeOf(err) != Refused || !strings.Contains(HintOf(err), "without --discard-src") {
+		t.Fatalf("%v; hint: %s", err, HintOf(err))
+	}
+	s.migrate(s.uri(), "moved", copying())
+	s.wantContent("moved", content)
+}

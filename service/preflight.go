@@ -253,7 +253,7 @@ func (a *attempt) checkUnchanged() error {
 		return refuse(e.name, fmt.Sprintf("has %d bytes, and had %d when migration %s began", have, want, sb.ID),
 			"give it its old size and modification time back if you are sure that nothing else changed", nil)
 	}
-	changed, err := e.changedSince(*a.known)
+	changed, err := e.changedSince(*a.known, a.request.Options.DiscardSource)
 	if err != nil {
 		return refuse(e.name, "it cannot be seen whether it changed", "", err)
 	}
