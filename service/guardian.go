@@ -2,7 +2,6 @@ package service
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -29,11 +28,8 @@ type guardian struct {
 
 // startGuardian needs a program that calls BecomeGuardian first of all.
 func startGuardian(id string) (*guardian, error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(program)
+	cmd := exec.Command("/proc/self/exe") // also if its file has been replaced since
+	cmd.Args[0] = "decant-guardian"
 	cmd.Env = append(os.Environ(), guardianVariable+"="+id)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -47,15 +43,11 @@ func startGuardian(id string) (*guardian, error) {
 	return &guardian{cmd: cmd, end: end}, nil
 }
 
-// stop has the guardian look once more, and waits for its end.
-func (g *guardian) stop() error {
-	if err := g.end.Close(); err != nil {
-		return err
-	}
-	if err := g.cmd.Wait(); err != nil {
-		return fmt.Errorf("the guardian of the device: %w", err)
-	}
-	return nil
+// stop has the guardian look once more, and waits for its end. How it ends is of no
+// interest: it was there for an end that did not come.
+func (g *guardian) stop() {
+	_ = g.end.Close()
+	_ = g.cmd.Wait()
 }
 
 // BecomeGuardian makes this process a guardian if it was started as one by another

@@ -333,7 +333,7 @@ func (k *kernelLive) close() error {
 		err = k.send(clonetarget.Disable)
 	}
 	if k.guardian != nil {
-		err = errors.Join(err, k.guardian.stop())
+		k.guardian.stop()
 	}
 	if k.metadata != nil {
 		err = errors.Join(err, k.metadata.close())

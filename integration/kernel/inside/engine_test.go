@@ -3,11 +3,14 @@
 package inside
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -81,6 +84,33 @@ func TestEngineConstantCommits(t *testing.T) {
 	s.want(0, r.wait())
 	l.wantEnd()
 	s.wantWhole(l.path(), made)
+}
+
+// A part of a file, as a loop device shows it, is the source: it alone is emptied. The
+// process is killed on the way.
+func TestEngineLoopSource(t *testing.T) {
+	s := newSite(t)
+	const size, before = 16 * mib, 3*mib + 4*kib
+	made := newImage(size, 17, solid)
+	file := slices.Concat(bytes.Repeat([]byte{1}, int(before)), made.bytes, bytes.Repeat([]byte{2}, int(mib)))
+	s.must(os.WriteFile(s.path("file"), file, 0o600))
+	node := strings.TrimSpace(s.do("losetup", "--find", "--show", "--offset", itoa(before), "--sizelimit", itoa(size), s.path("file")))
+	s.Cleanup(func() { s.do("losetup", "--detach", node) })
+	l := s.newLiveOn(node, s.slice(size).path())
+	l.flags = []string{"--commit-bytes=1MiB", "--region-size=64KiB", "--bwlimit=4MiB/s"}
+	r := l.runKernel()
+	r.awaitCommitted(2)
+	s.must(r.cmd.Process.Kill())
+	r.wait()
+	s.want(0, l.runKernel().wait())
+	l.wantTarget("linear")
+	s.wantWhole(l.path(), made)
+	clear(file[before:][:size])
+	left, err := os.ReadFile(s.path("file"))
+	s.must(err)
+	if !bytes.Equal(left, file) {
+		t.Error("the file is not empty where the loop device was, and as before elsewhere")
+	}
 }
 
 // A file system is mounted from the first moment on, written to while the kernel
