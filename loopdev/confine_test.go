@@ -27,10 +27,10 @@ func TestFault4And90ConfinedPaths(t *testing.T) {
 	loop := attach(t, filepath.Join(in, "file"))
 	devLink := "/dev/decant-test-link"
 	must(t, os.Symlink(loop, devLink))
-	defer os.Remove(devLink)
+	defer func() { must(t, os.Remove(devLink)) }()
 	evilLink := "/dev/decant-test-evil"
 	must(t, os.Symlink(filepath.Join(dir, "out"), evilLink))
-	defer os.Remove(evilLink)
+	defer func() { must(t, os.Remove(evilLink)) }()
 
 	confined := &Confine{Roots: []string{in, "/dev"}}
 	anywhere := &Confine{}

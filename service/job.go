@@ -109,11 +109,7 @@ func (j *job) isReversible() bool {
 }
 
 func (j *job) isUnfinished() bool {
-	switch j.state {
-	case StateDone, StateCancelled, StateReversed:
-		return false
-	}
-	return true
+	return j.state != StateDone && j.state != StateCancelled && j.state != StateReversed
 }
 
 // isServing says whether nothing is left to do but to wait for guests.

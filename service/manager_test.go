@@ -8,7 +8,7 @@ import (
 )
 
 // manage runs a manager on the site until the test, or the returned function, ends it.
-func (s *site) manage(c ManagerConfig) (m *Manager, end func()) {
+func (s *site) manage(c ManagerConfig) (manager *Manager, end func()) {
 	s.Helper()
 	m, err := NewManager(s.Service, c)
 	s.must(err)

@@ -20,16 +20,16 @@ func (s *Service) confine(roots []string) error {
 		if !filepath.IsAbs(root) || filepath.Clean(root) != root {
 			return &Error{Outcome: Usage, Object: root, Problem: "a root has to be an absolute path, in its shortest form"}
 		}
-		real, err := filepath.EvalSymlinks(root)
+		resolved, err := filepath.EvalSymlinks(root)
 		if err != nil {
 			return refuse(root, "the root cannot be used", "make the directory, or take it out of the configuration", err)
 		}
-		if err := checkDirectory(root, real); err != nil {
+		if err := checkDirectory(root, resolved); err != nil {
 			return err
 		}
 		c.Roots = append(c.Roots, root)
-		if real != root {
-			c.Roots = append(c.Roots, real) // journals name ends by their real paths
+		if resolved != root {
+			c.Roots = append(c.Roots, resolved) // journals name ends by their real paths
 		}
 	}
 	s.confined = c

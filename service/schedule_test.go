@@ -34,7 +34,6 @@ type shelved struct {
 	fails func(try int) error // what the run ends with; nil is for done
 	tries int
 	held  *journal.LockedError
-	rates []int64 // that the run has seen
 }
 
 func newShelf() *shelf {

@@ -138,6 +138,7 @@ func (m *Manager) Resume(ctx context.Context, id string) (Status, error) {
 		return Status{}, refuse(j.id, "another process works on it", "it is on its way", nil)
 	case StateDone, StateCancelled, StateReversed:
 		return Status{}, refuse(j.id, "has ended: it is "+string(state), "", nil)
+	default:
 	}
 	if err := m.note(j, func(r *record) { r.Paused = false }); err != nil {
 		return Status{}, err
@@ -165,6 +166,7 @@ func (m *Manager) reverseHeld(ctx context.Context, j *job) (Status, error) {
 		return Status{}, refuse(j.id, "was cancelled before anything was discarded, the source is whole", "", nil)
 	case StateExternal:
 		return Status{}, refuse(j.id, "another process works on it", "stop it with: migrate pause "+j.id, nil)
+	default:
 	}
 	if run != nil && m.isBackward(j) {
 		return m.answer(j), nil
@@ -198,6 +200,7 @@ func (m *Manager) Cancel(ctx context.Context, id string, o CancelOptions) (Statu
 		return m.answer(j), nil
 	case StateExternal:
 		return Status{}, refuse(j.id, "another process works on it", "stop it with: migrate pause "+j.id, nil)
+	default:
 	}
 	m.mu.Lock()
 	discarded := j.status(0).Discarded

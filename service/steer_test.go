@@ -144,9 +144,9 @@ func TestReverseOfADoneMigrationSurvivesARestart(t *testing.T) {
 	ctx := context.Background()
 	id := s.start(m, "image", "moved", moving()).ID
 	s.await(m, id, StateDone)
-	st, err := m.Verify(ctx, id)
+	_, err := m.Verify(ctx, id)
 	s.must(err)
-	st = s.await(m, id, StateDone)
+	st := s.await(m, id, StateDone)
 	for st.Verified == nil {
 		st = s.await(m, id, StateDone)
 	}
@@ -293,7 +293,7 @@ func TestWhatCommandsDecideCountsForTheManager(t *testing.T) {
 	cmd := s.process(s.request("image", "moved", crawling()), false)
 	id := s.only()
 	s.must(s.Service.Pause(context.Background(), id))
-	cmd.Wait() // it was told to end
+	_ = cmd.Wait() // it was told to end
 	m, _ := s.manage(ManagerConfig{})
 	time.Sleep(50 * time.Millisecond)
 	if st := s.await(m, id, StatePaused); st.Active {
@@ -420,7 +420,10 @@ func TestFault4PathsThatChange(t *testing.T) {
 				return
 			default:
 				// A directory and a link to another one take turns under one name.
-				unix.Renameat2(unix.AT_FDCWD, s.path("in/real"), unix.AT_FDCWD, s.path("in/swap"), unix.RENAME_EXCHANGE)
+				err := unix.Renameat2(unix.AT_FDCWD, s.path("in/real"), unix.AT_FDCWD, s.path("in/swap"), unix.RENAME_EXCHANGE)
+				if err != nil {
+					t.Error(err)
+				}
 				time.Sleep(time.Duration(rand.IntN(10_000)) * time.Microsecond)
 			}
 		}

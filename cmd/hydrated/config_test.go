@@ -41,7 +41,7 @@ func TestRootsOfTheCommandLineTakeThePlaceOfTheFile(t *testing.T) {
 
 func TestConfigurationsThatAreRefused(t *testing.T) {
 	for file, want := range map[string]string{
-		"runing = 4":                    `line 1: there is no key "runing"`,
+		"walking = 4":                   `line 1: there is no key "walking"`,
 		"\n\nrunning":                   "line 3: is not of the form",
 		"= 4":                           "is not of the form",
 		"running = four":                "invalid argument",

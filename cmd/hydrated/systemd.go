@@ -41,7 +41,7 @@ const statusPeriod = 5 * time.Second
 
 // report tells systemd that this process is alive, as often as it wants to be told, and
 // what the migrations do, until ctx ends. Alive is who answers: a manager whose lock is
-// never given up is not. A medium that hangs hangs only its own migration.
+// never given up is not. A medium that does not answer holds up only its own migration.
 func report(ctx context.Context, log *slog.Logger, m *service.Manager) {
 	period := statusPeriod
 	watchdog, err := daemon.SdWatchdogEnabled(false)
