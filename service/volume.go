@@ -3,6 +3,9 @@ package service
 import (
 	"context"
 	"errors"
+	"os"
+	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +23,20 @@ type volume struct {
 	space *hydrate.Guests // nil: changes take no space that could run out
 }
 
+// requestProcs is how many requests of guests may be in system calls before others have
+// to wait for the runtime to notice.
+const requestProcs = 8
+
+// letRequestsBlock makes GOMAXPROCS at least requestProcs, unless the user has set it. A
+// goroutine that is in a system call keeps its place among those that run until the
+// runtime takes it away, some 20 microseconds later or more; with a place for each of few
+// processors, that is what requests wait for, and not the device.
+var letRequestsBlock = sync.OnceFunc(func() {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < requestProcs {
+		runtime.GOMAXPROCS(requestProcs)
+	}
+})
+
 // guestPatience is how long a guest's change waits for space: a disk may take that long,
 // and those behind it wait, too.
 const guestPatience = 5 * time.Second
@@ -31,6 +48,9 @@ const outlivingPatience = time.Minute
 // newVolume is for the guests of a run that ends with ctx, if any.
 func (m *migration) newVolume(ctx context.Context, r *reporter) *volume {
 	v := &volume{Clone: r.clone, ctx: ctx}
+	if len(m.accesses) > 0 {
+		letRequestsBlock()
+	}
 	if len(m.accesses) == 0 || len(r.meter.takes.links) == 0 {
 		return v
 	}
