@@ -260,3 +260,62 @@ func TestLiveCrashFault47DestinationFails(t *testing.T) {
 	l.check(f.dir)
 	f.check()
 }
+
+// Killed in the middle of the exchange of tables, which waits for a read that takes long:
+// the migration is done in the journal, and the device still over this process. The next
+// run answers the read, and puts the device over the destination.
+func TestLiveCrashInTheExchange(t *testing.T) {
+	const size = 16 * mib
+	s := newSite(t)
+	below := s.slice(size)
+	slow := func(off, n int64) target {
+		return target{
+			Start: uint64(off / sectorBytes), Length: uint64(n / sectorBytes), Type: "delay",
+			Params: fmt.Sprintf("%s %d 4000 %[1]s %[2]d 0", below.path(), off/sectorBytes), // reads take 4 s, writes do not
+		}
+	}
+	destination := s.newDevice(below.with(8*mib, mib, slow)...)
+	image := newImage(size, 3, solid)
+	path := s.path("image")
+	s.write(image, path)
+	l := &lively{site: s, name: "exchange", image: path, destination: destination.path(), flags: []string{"--bwlimit=8MiB/s"}}
+	s.Cleanup(l.clear)
+	r := l.run()
+	dev, err := os.OpenFile(l.path(), os.O_RDWR|unix.O_DIRECT, 0)
+	s.must(err)
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	p := s.block(int(4 * kib))
+	go func() {
+		for {
+			select {
+			case <-stop:
+				ended <- nil
+				return
+			default:
+			}
+			if _, err := dev.ReadAt(p, 8*mib+4096); err != nil || !bytes.Equal(p, image.bytes[8*mib+4096:][:4096]) {
+				ended <- fmt.Errorf("a read has failed, or shows something else: %w", err)
+				return
+			}
+		}
+	}()
+	r.await("the end of hydration", func(e event) bool { return e.Event == "hydrated" })
+	id := r.id()
+	for s.show(id).Phase != "done" {
+		time.Sleep(20 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond) // it is at the exchange by then, or not: the end is the same
+	r.kill()
+	table, err := s.dm.Table(l.name)
+	s.must(err)
+	if !strings.HasPrefix(table[0].Params, "43:") {
+		t.Errorf("the exchange did not wait for the read: %v", table)
+	}
+	r = l.run()
+	s.want(0, r.wait())
+	close(stop)
+	s.must(<-ended)
+	l.wantEnd()
+	s.must(dev.Close())
+	s.wantWhole(below.path(), image)
+}
