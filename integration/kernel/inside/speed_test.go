@@ -58,7 +58,7 @@ func compareSpeed(b *testing.B, about string, made image) {
 			b.Run(w.name, func(b *testing.B) { w.times = append(w.times, speedOf(b, made, w.move)) })
 		}
 	}
-	fmt.Printf("SPEED image of %d MiB: %s\n", speedBytes/mib, about)
+	fmt.Printf("SPEED image of %d MiB: %s; from a cold page cache until the volume is durable\n", speedBytes/mib, about)
 	for i := range ways {
 		median := ways[i].median()
 		fmt.Printf("SPEED   %-44s %5.2f s  %4.0f MiB/s  %4.2f\n", ways[i].name, median.Seconds(),
