@@ -295,6 +295,28 @@ func TestPanicEndsTheRequestOnly(t *testing.T) {
 	}
 }
 
+func TestDecoderIsStrict(t *testing.T) {
+	for body, want := range map[string]string{
+		"{\"source\":\"\xff\"}":       "not UTF-8",
+		`{"source":"a","source":"a"}`: "twice",
+		`{"source":"a","Source":"a"}`: "twice",
+		`{"source":"a"} {}`:           "behind its JSON value",
+		`{"source":"a"`:               "ends within",
+		``:                            "ends within",
+		`{"sauce":"a"}`:               "unknown field",
+		`{"options":{"a":` + strings.Repeat("[", mostDepth) + strings.Repeat("]", mostDepth) + `}}`: "nested more than",
+	} {
+		var n NewMigration
+		if err := decodeStrict([]byte(body), &n); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60q: %v, want %q", body, err, want)
+		}
+	}
+	var value any
+	if err := decodeStrict([]byte(strings.Repeat("[", mostDepth)+strings.Repeat("]", mostDepth)), &value); err != nil {
+		t.Errorf("as deep as may be: %v", err)
+	}
+}
+
 // What the decoder takes is what encoding/json takes, and is the same after another
 // round; it never takes an object in which a name comes twice.
 func FuzzDecode(f *testing.F) {
