@@ -150,6 +150,14 @@ func TestFault87SocketReplacesOnlyWhatIsStaleAndOurs(t *testing.T) {
 			path := filepath.Join(dir, "s")
 			c.prepare(t, path)
 			before, beforeErr := os.Lstat(path)
+			listed, _ := os.ReadDir(dir) // also a directory of somebody else can be read by root
+			if err := CheckUnix(path); (err == nil) != (c.refused == "") ||
+				err != nil && (!errors.Is(err, ErrSocket) || !strings.Contains(err.Error(), c.refused)) {
+				t.Errorf("CheckUnix: %v, want %q", err, c.refused)
+			}
+			if again, _ := os.ReadDir(dir); len(again) != len(listed) {
+				t.Errorf("CheckUnix has left %v, where there was %v", again, listed)
+			}
 			l, err := ListenUnix(path)
 			if c.refused == "" {
 				if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"decant/nbd"
 )
@@ -123,4 +124,54 @@ func TestExportIsRefusedBeforeAnythingIsChanged(t *testing.T) {
 			t.Errorf("the plan says %v", err)
 		}
 	}
+}
+
+// fault 38: what guests read after a crash was read back before; where the destination
+// has lost it, they read what the source has, also in a run that discards nothing.
+func TestFault38GuestsReadOnlyWhatWasRechecked(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	content, at := s.halfCopied()
+	s.damage("moved", at+5000)
+	o := slowly()
+	o.DiscardSource = false
+	r := s.exported("image", "moved", s.exporting(o))
+	c := s.client(r.uri)
+	got := make([]byte, len(content))
+	if _, err := c.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("guests read other bytes than the source has, or: %v", err)
+	}
+	s.must(c.Close())
+	s.must(r.wait())
+	s.wantContent("moved", content)
+	if text := r.messages(); !strings.Contains(text, "no longer holds 65536 bytes") {
+		t.Errorf("warnings: %s", text)
+	}
+}
+
+// What cannot be read of the source leaves the rest to guests, for as long as they stay.
+// The run ends after that, incomplete.
+func TestGuestsStayWhenHydrationFails(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	content := s.image("image", 2*mib)
+	r := s.exported("image", "moved", s.exporting(slowly()))
+	c := s.client(r.uri)
+	s.must(os.Truncate(s.path("image"), mib)) // which no run survives
+	for r.messages() == "" {
+		select {
+		case err := <-r.ended:
+			t.Fatalf("ended with a guest there: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	got := make([]byte, 64*kib)
+	if _, err := c.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:len(got)]) {
+		t.Errorf("a guest who stayed reads: %v", err)
+	}
+	s.must(c.Close())
+	if err := r.wait(); OutcomeOf(err) != Stopped {
+		t.Errorf("ended with %v", err)
+	}
+	wantOrder(t, r.recorder, StoppedRun)
 }
