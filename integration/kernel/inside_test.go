@@ -22,7 +22,7 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 		return "", err
 	}
 	built = dir
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/migrate", "./cmd/thinctl")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "./cmd/migrate", "./cmd/thinctl", "./cmd/hydrated")
 	cmd.Dir = "../.."
 	cmd.Stderr = os.Stderr
 	return dir, cmd.Run()
