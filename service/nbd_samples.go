@@ -175,7 +175,7 @@ func thinOut(samples []sourceSample, most int) []sourceSample {
 func anyDiffers(export io.ReaderAt, samples []sourceSample) (at sourceSample, differs bool, err error) {
 	err = eachSample(export, samples, func(i int, now []byte) {
 		s := samples[i]
-		if now != nil && xxh3.Hash(now) != s.Sum && !(s.Discarded && allZeros(now)) {
+		if now != nil && xxh3.Hash(now) != s.Sum && (!s.Discarded || !allZeros(now)) {
 			at, differs = s, true
 		}
 	})
