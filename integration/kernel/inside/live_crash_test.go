@@ -219,8 +219,13 @@ func TestLiveCrashAtTheEnd(t *testing.T) {
 		l.wantEnd()
 		s.must(dev.Close())
 		s.wantWhole(l.destination, image)
-		// Once more, with the device in place.
+		// Once more with the device in place, and once without it, as after a start of the
+		// host.
 		s.want(0, l.run().wait())
+		s.wantWhole(l.path(), image)
+		l.clear()
+		s.want(0, l.run().wait())
+		l.wantEnd()
 		s.wantWhole(l.path(), image)
 		l.clear()
 	}
