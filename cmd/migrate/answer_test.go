@@ -283,3 +283,19 @@ func TestPauseAndCancelSayWhatTheyDid(t *testing.T) {
 		}
 	}
 }
+
+func TestPauseSaysWhatWaits(t *testing.T) {
+	d := someDetail()
+	d.Options.Live, d.Options.Engine, d.Options.LiveTimeout = "vm", service.EngineUser, time.Minute
+	w := newWorld(&fakeService{detail: d})
+	w.run([]string{"pause", "a1"})
+	if want := "whatever uses /dev/mapper/vm waits for that, at most 1m0s\n"; !strings.HasSuffix(w.err.String(), want) {
+		t.Errorf("%q does not end with %q", w.err.String(), want)
+	}
+	d.Options.Engine = service.EngineKernel
+	w = newWorld(&fakeService{detail: d})
+	w.run([]string{"pause", "a1"})
+	if strings.Contains(w.err.String(), "waits") {
+		t.Errorf("%q, though the kernel serves the device", w.err.String())
+	}
+}

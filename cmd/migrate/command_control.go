@@ -106,10 +106,31 @@ func (p *program) pauseCommand() *cobra.Command {
 		Short: "Stop the process that works on a migration, after it has committed",
 		Args:  oneID,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.control(cmd.Context(), args[0], steering.Pause, "paused %[1]s; go on with: migrate resume %[1]s")
+			waits := ""
+			err := p.control(cmd.Context(), args[0], func(m steering, ctx context.Context, id string) error {
+				err := m.Pause(ctx, id)
+				if err == nil {
+					waits = whatWaits(m, id)
+				}
+				return err
+			}, "paused %[1]s; go on with: migrate resume %[1]s")
+			if err == nil && waits != "" {
+				_, _ = fmt.Fprintln(p.stderr, waits) // as the line before
+			}
+			return err
 		},
 		ValidArgsFunction: p.completeID,
 	}
+}
+
+// whatWaits says what becomes of the users of a live device that nobody serves now. It is
+// for people who have done no harm if it is not known.
+func whatWaits(m steering, id string) string {
+	d, err := m.Show(id, 0)
+	if err != nil || d.Options.Live == "" || d.Options.Engine == service.EngineKernel || d.Phase == "done" {
+		return ""
+	}
+	return fmt.Sprintf("whatever uses /dev/mapper/%s waits for that, at most %v", d.Options.Live, d.Options.LiveTimeout)
 }
 
 func (p *program) cancelCommand() *cobra.Command {

@@ -142,7 +142,7 @@ func TestCommandsCallTheService(t *testing.T) {
 		{"explain m1 1GiB", "explain m1 1073741824"},
 		{"verify m1", "verify m1"},
 		{"reverse m1", "reverse m1"},
-		{"pause m1", "pause m1"},
+		{"pause m1", "pause m1; show m1"},
 		{"resume m1 --progress none", "resume m1"},
 		{"cancel m1", "cancel m1"},
 		{"cancel m1 --state-dir /state", "cancel m1"},
