@@ -236,7 +236,7 @@ func TestServiceKilledInTheMiddleOfWhatItWasAskedFor(t *testing.T) {
 	v := newHydratedSite(t)
 	made := makeImage(t, v.path("image"), 64*mib, 7, mixed)
 	events := v.follow()
-	id := v.post(v.path("image"), v.path("moved"), "16MiB/s")
+	id := v.post(v.path("image"), v.path("moved"), "4MiB/s")
 	begun := v.until(id, "something was discarded", func(m migrationState) bool { return m.Discarded > 0 })
 	if begun.Discarded == begun.Regions {
 		t.Fatal("it was done before the service was killed")
@@ -246,6 +246,7 @@ func TestServiceKilledInTheMiddleOfWhatItWasAskedFor(t *testing.T) {
 		t.Fatalf("the service ended by itself: %v", o)
 	}
 	v.serve()
+	v.ask(200, "PATCH", "/v1/migrations/"+id, `{"bwlimit":"unlimited"}`)
 	v.until(id, "it is done", func(m migrationState) bool { return m.State == "done" })
 	wantWhole(t, v.path("moved"), made)
 	wantEmptied(t, v.path("image"), made)

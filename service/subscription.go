@@ -46,8 +46,9 @@ type history struct {
 // newHistory numbers events upward from the time of its making, so that a number from
 // an earlier process is never one of a later event of this one.
 func newHistory(capacity int, now time.Time) *history {
-	const perSecond = 1 << 20 // events, at most; below 2^53, all numbers are exact in JSON, too
-	first := uint64(max(1, now.Unix())) * perSecond
+	// Milliseconds, as a service may be killed and be there again within the same second.
+	const perMillisecond = 1 << 11 // events, at most; below 2^53, all numbers are exact in JSON, too
+	first := uint64(max(1, now.UnixMilli())) * perMillisecond
 	return &history{
 		capacity: max(1, capacity), next: first, lost: first - 1,
 		progress: map[string]SequencedEvent{}, changed: make(chan struct{}),

@@ -104,7 +104,7 @@ func TestNumbersOfALaterProcessAreHigher(t *testing.T) {
 	for range 1000 {
 		tell(h, "a", CommittedTx)
 	}
-	later := newHistory(10, now.Add(time.Second))
+	later := newHistory(10, now.Add(2*time.Millisecond))
 	if later.next <= h.next {
 		t.Errorf("%d and then %d", h.next, later.next)
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -167,6 +168,17 @@ func (h *house) wantContent(name string, want []byte) {
 // slow are options of a migration that is on its way for long enough to be steered.
 var slow = []string{"--discard-src", "--region-size", "64KiB", "--commit-period", "10ms", "--commit-bytes", "256KiB", "--bwlimit", "2MiB/s"}
 
+// crawling are options of a migration that no test waits for, unless it has lifted the
+// limit: on a machine that is busy with other things it is on its way for long enough.
+var crawling = append(slices.Clone(slow), "--bwlimit", "128KiB/s")
+
+// hurry lifts the limit of a migration.
+func (h *house) hurry(id string) {
+	h.Helper()
+	_, err := h.client().Tune(h.Context(), id, api.Tuning{BWLimit: new(api.Rate)})
+	h.must(err)
+}
+
 func TestDetachedMigrationIsDoneByTheService(t *testing.T) {
 	h := newHouse(t)
 	content := h.image("image", 2<<20)
@@ -199,7 +211,7 @@ func TestDetachedMigrationIsDoneByTheService(t *testing.T) {
 func TestServiceIsSteeredFromTheCommandLine(t *testing.T) {
 	h := newHouse(t)
 	content := h.image("image", 4<<20)
-	id := h.detach(append(slow, h.path("image"), h.path("moved"))...)
+	id := h.detach(append(crawling, h.path("image"), h.path("moved"))...)
 	h.await(id, service.StateRunning)
 	if w := h.run(0, "pause", id); !strings.Contains(w.err.String(), "paused "+id) {
 		t.Errorf("pause: %s", w.err.String())
@@ -213,8 +225,7 @@ func TestServiceIsSteeredFromTheCommandLine(t *testing.T) {
 		}
 	}
 	h.run(4, "verify", "nosuchid")
-	_, err := h.client().Tune(t.Context(), id, api.Tuning{BWLimit: new(api.Rate)})
-	h.must(err)
+	h.hurry(id)
 	w := h.run(0, "resume", "--progress=json", id)
 	var last service.Event
 	for line := range strings.Lines(w.out.String()) {
@@ -238,7 +249,7 @@ func TestServiceIsSteeredFromTheCommandLine(t *testing.T) {
 func TestCancelThroughTheService(t *testing.T) {
 	h := newHouse(t)
 	content := h.image("image", 4<<20)
-	id := h.detach(append(slow, h.path("image"), h.path("moved"))...)
+	id := h.detach(append(crawling, h.path("image"), h.path("moved"))...)
 	for h.await(id, service.StateRunning).Discarded == 0 {
 		time.Sleep(time.Millisecond)
 	}
@@ -251,7 +262,7 @@ func TestCancelThroughTheService(t *testing.T) {
 	h.run(0, "pause", id)
 
 	untouched := h.image("other", 1<<20)
-	args := append([]string{"--threshold", "1"}, slow[1:]...)
+	args := append([]string{"--threshold", "1"}, crawling[1:]...)
 	kept := h.detach(append(args, h.path("other"), h.path("kept"))...)
 	h.run(0, "cancel", kept)
 	h.await(kept, service.StateCancelled)
@@ -259,8 +270,7 @@ func TestCancelThroughTheService(t *testing.T) {
 	if _, err := os.Stat(h.path("kept")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the destination of what was cancelled: %v", err)
 	}
-	_, err := h.client().Tune(t.Context(), id, api.Tuning{BWLimit: new(api.Rate)})
-	h.must(err)
+	h.hurry(id)
 	h.run(0, "resume", "--progress=none", id)
 	h.wantContent("moved", content)
 }
@@ -268,7 +278,7 @@ func TestCancelThroughTheService(t *testing.T) {
 func TestWatchingSurvivesARestartOfTheService(t *testing.T) {
 	h := newHouse(t)
 	content := h.image("image", 6<<20)
-	id := h.detach(append(slow, h.path("image"), h.path("moved"))...)
+	id := h.detach(append(crawling, h.path("image"), h.path("moved"))...)
 	h.run(0, "pause", id)
 	w := h.command()
 	ended := make(chan int)
@@ -279,6 +289,7 @@ func TestWatchingSurvivesARestartOfTheService(t *testing.T) {
 	}
 	h.end()
 	h.open()
+	h.hurry(id)
 	if code := <-ended; code != 0 {
 		t.Errorf("exit code %d", code)
 	}

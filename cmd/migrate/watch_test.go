@@ -273,7 +273,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	h.image("small", 1<<20)
 	done := h.detach(h.path("small"), h.path("kept"))
 	h.await(done, service.StateDone)
-	id := h.detach(append(slow, h.path("image"), h.path("moved"))...)
+	id := h.detach(append(crawling, h.path("image"), h.path("moved"))...)
 	o := h.watchOnTerminal()
 	o.see(enterScreen)
 	if term.IsTerminal(int(o.slave.Fd())) {
