@@ -332,3 +332,30 @@ func awaitSocket(t *testing.T, path string) {
 		}
 	}
 }
+
+// What a migration had open is closed when it has ended, however many there were.
+func TestServiceLeavesNothingOpen(t *testing.T) {
+	v := newHydratedSite(t, "--running-per-disk=4")
+	descriptors := func() int {
+		t.Helper()
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", v.daemon.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	v.ask(200, "GET", "/healthz", "")
+	before := descriptors()
+	var ids []string
+	for i := range 20 {
+		name := v.path(fmt.Sprintf("image%d", i))
+		makeImage(t, name, 2*mib, 200+uint64(i), solid)
+		ids = append(ids, v.post(name, name+".moved", "unlimited"))
+	}
+	for _, id := range ids {
+		v.until(id, "it is done", func(m migrationState) bool { return m.State == "done" })
+	}
+	if after := descriptors(); after > before {
+		t.Errorf("%d descriptors are open, %d were", after, before)
+	}
+}
