@@ -20,7 +20,7 @@ func (a *attempt) whyNotKernel() string {
 	switch {
 	case !isLocal:
 		return "the source is no file or block device of this machine"
-	case a.known != nil && a.known.record.Engine != EngineKernel && a.known.state.Hydrated.Count() > 0:
+	case a.known != nil && a.known.record.Engine != EngineKernel && (a.known.record.Used || a.known.state.Hydrated.Count() > 0):
 		return "the migration was begun without it"
 	case a.request.Options.Verify:
 		return "--verify compares what this program copies, and the kernel copies by itself"
