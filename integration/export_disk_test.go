@@ -198,7 +198,8 @@ func (d *disk) wantFile(path string) {
 	d.settle(f)
 }
 
-// user is a client that changes its own sectors, and reads them back.
+// user is a client that changes its own sectors, and reads them back. The last quarter of
+// the device is nobody's: what users touch is copied at once, and a run is to last.
 type user struct {
 	*disk
 	client     *nbd.Client
@@ -218,7 +219,7 @@ func (u user) work(until context.Context) error {
 
 func (u user) one() error {
 	const runBytes = 8 * kib
-	bytes, unit := int64(len(u.original)), max(sectorBytes, u.client.MinBlockBytes())
+	bytes, unit := int64(len(u.original))/4*3, max(sectorBytes, u.client.MinBlockBytes())
 	half := runBytes / 2 / unit
 	run := u.rng.Int64N(bytes/runBytes/u.of)*u.of + u.number
 	off := run*runBytes + u.rng.Int64N(half)*unit

@@ -138,7 +138,9 @@ func TestFault80TrimmedRegionsAreNotCopied(t *testing.T) {
 	qemuIO(t, uri, "discard 16M 32M", "flush")
 	r.kill() // a crash right after the flush
 	r, uri = s.startExport(source, destination, served...)
+	stay := s.connect(uri)
 	qemuIO(t, uri, "read -P 0 16M 32M")
+	stay.Close()
 	o := s.want(0, r.wait())
 	if e := o.last(); e.BytesCopied > 18*mib || e.BytesData != e.BytesCopied {
 		t.Errorf("%d bytes of %d were copied, 16 MiB were left to copy", e.BytesCopied, e.BytesData)
@@ -263,6 +265,7 @@ func TestFault87SocketOfAnExport(t *testing.T) {
 	remove(t, s.exportSocket())
 
 	r, uri := s.startExport(source, destination, served...)
+	stay := s.connect(uri)
 	if st := statOf(t, s.exportSocket()); st.Mode != unix.S_IFSOCK|0o600 {
 		t.Errorf("the socket has mode %o", st.Mode)
 	}
@@ -282,8 +285,11 @@ func TestFault87SocketOfAnExport(t *testing.T) {
 		t.Errorf("a second one at the same socket: %s", busy.stderr)
 	}
 	r.kill()
+	stay.Close()
 	r, uri = s.startExport(source, destination, served...)
+	stay = s.connect(uri)
 	client(t, "nbdinfo", uri)
+	stay.Close()
 	s.want(0, r.wait())
 	wantWhole(t, destination, made)
 	if left, err := os.ReadDir(filepath.Dir(s.exportSocket())); err != nil || len(left) > 0 {
