@@ -19,6 +19,9 @@ var served = []string{"--discard-src", "--region-size=256KiB", "--commit-bytes=4
 // flags ends it.
 var lasting = append(append([]string{}, served...), "--bwlimit=256KiB/s")
 
+// uncommitted makes a run commit for its users, and for the space, but not because time passes.
+var uncommitted = append(append([]string{}, served...), "--commit-period=1h")
+
 // useUntil lets users work, each with a connection of its own, until the context ends
 // or the server is gone.
 func useUntil(until context.Context, d *disk, s *site, uri string, seed uint64, users int) *sync.WaitGroup {

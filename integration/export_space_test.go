@@ -105,7 +105,7 @@ func readAfterFailedFlush(t *testing.T, hydrated bool) {
 	source, destination := dir+"/image", dir+"/moved"
 	made := makeImage(t, backing+"/image", 24*mib, 91, mixed)
 	d := newDisk(t, backing+"/image")
-	r, uri := s.startExport(source, destination, append([]string{"--commit-period=1h"}, served...)...)
+	r, uri := s.startExport(source, destination, uncommitted...)
 	c := s.connect(uri)
 	if hydrated {
 		r.await("the end of hydration", func(e event) bool { return e.Event == "hydrated" })

@@ -134,7 +134,7 @@ func TestFault80TrimmedRegionsAreNotCopied(t *testing.T) {
 	s := newSite(t)
 	source, destination := s.path("image"), s.path("moved")
 	made := makeImage(t, source, 48*mib, 75, solid)
-	r, uri := s.startExport(source, destination, append([]string{"--commit-period=1h"}, served...)...)
+	r, uri := s.startExport(source, destination, uncommitted...)
 	qemuIO(t, uri, "discard 16M 32M", "flush")
 	r.kill() // a crash right after the flush
 	r, uri = s.startExport(source, destination, served...)
@@ -162,7 +162,7 @@ func TestFault84ClientsComeAndGo(t *testing.T) {
 	source, destination := s.path("image"), s.path("moved")
 	makeImage(t, source, 16*mib, 76, mixed)
 	d := newDisk(t, source)
-	r, uri := s.startExport(source, destination, append([]string{"--commit-period=1h"}, served...)...)
+	r, uri := s.startExport(source, destination, uncommitted...)
 	var wires []net.Conn
 	dial := func(ctx context.Context) (net.Conn, error) {
 		var dialer net.Dialer
