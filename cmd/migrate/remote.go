@@ -119,12 +119,18 @@ func (f *following) untilEnd(ctx context.Context) (service.Status, error) {
 			if err := f.reconnect(ctx); err != nil {
 				return status, err
 			}
+			// How that run ended says nothing of what the next service has made of it.
+			last = service.Event{}
 			status, err = f.settled(ctx)
 		}
 		if err != nil {
 			return status, err
 		}
-		if isOver, err := f.verdict(status, last); isOver {
+		isOver, err := f.verdict(status, last)
+		if isOver && last.Event == "" && isEnd(status.Event) {
+			f.sink(*status.Event) // the stream has not told it yet
+		}
+		if isOver {
 			return status, err
 		}
 	}

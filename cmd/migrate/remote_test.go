@@ -291,7 +291,7 @@ func TestWatchingSurvivesARestartOfTheService(t *testing.T) {
 	h.open()
 	h.hurry(id)
 	if code := <-ended; code != 0 {
-		t.Errorf("exit code %d", code)
+		t.Errorf("exit code %d: %s\nthe service said: %s", code, w.err.String(), h.log.String())
 	}
 	for _, want := range []string{"the service is gone", "the service is back", "done"} {
 		if !strings.Contains(w.err.String(), want) {
