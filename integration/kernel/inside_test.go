@@ -53,7 +53,9 @@ func TestSpace(t *testing.T)    { runInside(t, "^TestKernelSpace") }
 
 func TestLive(t *testing.T)      { runInside(t, "^TestLive[^C]") }
 func TestLiveCrash(t *testing.T) { runInside(t, "^TestLiveC") }
-func TestEngine(t *testing.T)    { runInside(t, "^TestEngine") }
+func TestEngine(t *testing.T)    { runInside(t, "^TestEngine[^F]") }
+
+func TestEngineFaults(t *testing.T) { runInside(t, "^TestEngineFault") }
 
 func runInside(t *testing.T, tests string) {
 	t.Helper()
