@@ -46,7 +46,7 @@ var mutants = []mutant{
 	{"I2: dirty regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.dirty.regions)\n	done := Committed{", byMachine},
 	{"I2: sealed regions handed out", "regions.go", "	done := Committed{", "	r.ready.Union(r.sealed.regions)\n	done := Committed{", byMachine},
 	{"I3: no waiting for readers", "readers.go", "for r.beingRead(run) {", "for false {", byMachine},
-	{"I3: only the first region of a read counts", "readers.go", "		if run.Has(nr) {", "		if run.First == nr {", byMachine},
+	{"I3: only the first region of a read counts", "readers.go", "		if run.Has(nr) {", "		if run.First == nr {", "^TestFault82DiscardWaitsForRead$"},
 	{
 		"I5: dirty regions are copied again", "regions.go", "	if run, ok = r.claimed.MissingRange(within); !ok {",
 		"	free := r.claimed.Clone()\n	free.Subtract(r.dirty.regions)\n	if run, ok = free.MissingRange(within); !ok {", byMachine,
@@ -114,7 +114,7 @@ var guestMutants = []mutant{
 		"	if sealed.empty() {\n		return nil\n	}\n	if err := c.Destination.Flush(); err != nil {", byGuests,
 	},
 	{"I4: a flush joins a commit that has begun", "commit.go", "	c.turns.begin()\n	defer func() { turn.end(err) }()", "	defer func() {\n		c.turns.begin()\n		turn.end(err)\n	}()", "^TestFlushesShareCommits$"},
-	{"I4: a flush is only the destination's", "write.go", "	return c.Commit()\n}\n\n// change", "	return c.Destination.Flush()\n}\n\n// change", byGuests},
+	{"I4: a flush is only the destination's", "write.go", "	defer c.guests.leave()\n	return c.Commit()\n", "	defer c.guests.leave()\n	return c.Destination.Flush()\n", byGuests},
 	{
 		"I5: hydration copies over a guest's write", "regions.go", "	if run, ok = r.claimed.MissingRange(within); !ok {\n		return run, false, false",
 		"	free := r.claimed.Clone()\n	free.Subtract(r.dirty.unsummed)\n	if run, ok = free.MissingRange(within); !ok {\n		return run, false, false", byGuests,

@@ -104,12 +104,21 @@ func TestOutlivingGuestsAndPowerCuts(t *testing.T) {
 	setups := clonetest.OutlivingSetups().Filter(func(s clonetest.Setup) bool {
 		return s.DeviceBytes > 4*s.RegionBytes && len(s.Content) < 10
 	})
-	s := setups.Example(1)
-	whole := clonetest.New(s)
-	finish(t, whole, random(s.Seed, 2))
-	for n := 1; n <= whole.Calls() && !t.Failed(); n++ {
-		for _, f := range everyFault(n) {
-			failAndFinish(t, s, f, &points)
+	count := 4
+	switch {
+	case nightly():
+		count = 40
+	case testing.Short():
+		count = 1
+	}
+	for i := range count {
+		s := setups.Example(i)
+		whole := clonetest.New(s)
+		finish(t, whole, random(s.Seed, 2))
+		for n := 1; n <= whole.Calls() && !t.Failed(); n++ {
+			for _, f := range everyFault(n) {
+				failAndFinish(t, s, f, &points)
+			}
 		}
 	}
 }

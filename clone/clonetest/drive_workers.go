@@ -33,7 +33,7 @@ func (m *Machine) DriveWorkers(c *clone.Clone, workers, readers int, seed uint64
 			w.note(w.until(func() error {
 				off := rng.Int64N(m.setup.DeviceBytes)
 				n := 1 + rng.Int64N(m.setup.DeviceBytes-off)
-				if off%2 == 0 {
+				if off%4 == 0 { // most find out what a discard takes from under a read
 					return m.Look(c, off, n)
 				}
 				return m.ReadBack(c, off, n)

@@ -178,15 +178,15 @@ func (m *Machine) Restart() *Machine {
 		out.log = append(out.log, r)
 	}
 	if out.contents != nil {
-		out.fallBack()
+		out.fallBack(!m.setup.Outlive || m.contents.lost)
 	}
 	return out
 }
 
 // fallBack makes the model show what the ends do: a process that has died takes
 // what was Dirty with it, and the rest is still volatile. Guests that have outlived
-// it see nothing older than what they were answered.
-func (m *Machine) fallBack() {
+// it see nothing older than what they were answered, unless a flush has failed before.
+func (m *Machine) fallBack(fallen bool) {
 	state, g := replay(m.log), m.setup.Geometry()
 	for nr := range region.Nr(g.Regions()) {
 		off, n := g.Bytes(region.Range{First: nr, Count: 1})
@@ -194,7 +194,7 @@ func (m *Machine) fallBack() {
 		if state.Hydrated.Has(nr) {
 			shown = m.dst.now[off : off+n]
 		}
-		if err := m.contents.check(shown, off, m.contents.now(off, n), !m.setup.Outlive); err != nil {
+		if err := m.contents.check(shown, off, m.contents.now(off, n), fallen); err != nil {
 			m.violations = append(m.violations, fmt.Errorf("region %d after a restart: %w", nr, err))
 		}
 		m.contents.fallBack(shown, off)
