@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,12 +49,14 @@ type live struct {
 	name    string
 	timeout time.Duration
 
-	r      *reporter
-	device *liveDevice
-	link   *nbd.KernelLink // nil before hold or open
-	served bool
-	end    context.CancelFunc // of serving
-	moved  bool               // the device needs this process no more
+	r        *reporter
+	device   *liveDevice
+	link     *nbd.KernelLink // the first one; nil before hold or open
+	served   bool
+	end      context.CancelFunc // of serving
+	keeping  sync.WaitGroup     // of keep
+	released atomic.Bool        // the network block device is being disconnected
+	moved    bool               // the device needs this process no more
 }
 
 func (x *live) check(a *attempt) error {
@@ -117,6 +121,7 @@ func (x *live) open(_ context.Context, r *reporter) (err error) {
 		return fmt.Errorf("let the kernel use the volume: %w", err)
 	}
 	x.served, x.end = true, end
+	x.keeping.Go(func() { x.keep(ctx, server) })
 	number, err := blockDeviceNumber(nbd.KernelDevicePath(x.link.Index))
 	if err == nil {
 		err = x.device.make(linearTable(number, liveSectors(r.m.destination, r.volume.Bytes())))
@@ -128,13 +133,42 @@ func (x *live) open(_ context.Context, r *reporter) (err error) {
 	return nil
 }
 
+// keep comes back to the kernel when it has closed the connection. The end of the one to
+// an earlier process can take the new one with it: the kernel tells them apart by their
+// place, which is the same.
+func (x *live) keep(ctx context.Context, server *nbd.Server) {
+	for link := x.link; ; {
+		<-link.Ended()
+		if ctx.Err() != nil || x.released.Load() {
+			return
+		}
+		patience, cancel := context.WithTimeout(ctx, holdPatience)
+		next, err := nbd.HoldKernel(patience, x.kernelDevice(x.r, link.Index))
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil && !x.released.Load() {
+				x.r.warn(fmt.Sprintf("the kernel has closed %s and cannot be reached again: %v", nbd.KernelDevicePath(link.Index), err))
+			}
+			return
+		}
+		next.Serve(ctx, server, "")
+		link = next
+	}
+}
+
+// disconnect takes the network block device away from the kernel, for good.
+func (x *live) disconnect() error {
+	x.released.Store(true)
+	return nbd.DisconnectKernel(x.link.Index)
+}
+
 // abandon takes the network block device away that nobody can be using, because no
 // device was made of it.
 func (x *live) abandon() error {
 	if _, found, err := x.device.find(); err != nil || found {
 		return err
 	}
-	return nbd.DisconnectKernel(x.link.Index)
+	return x.disconnect()
 }
 
 // isMoved says whether the device is over the destination: an earlier process got so far,
@@ -175,12 +209,10 @@ func (x *live) finish(ctx context.Context, failed error) error {
 	if x.link == nil {
 		return nil
 	}
-	if err := nbd.DisconnectKernel(x.link.Index); err != nil {
+	if err := x.disconnect(); err != nil {
 		return err
 	}
-	if x.served {
-		<-x.link.Ended()
-	}
+	x.keeping.Wait()
 	return nil
 }
 
@@ -208,10 +240,10 @@ func (x *live) close() error {
 		if x.failed() {
 			// What was answered since the last flush may be gone. The next process would
 			// find nothing wrong with the next flush, so nobody may wait for it.
-			err = nbd.DisconnectKernel(x.link.Index)
+			err = x.disconnect()
 		}
 		x.end()
-		<-x.link.Ended()
+		x.keeping.Wait()
 	case x.link != nil:
 		x.link.Close()
 	}
