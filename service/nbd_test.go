@@ -161,7 +161,7 @@ func TestExportOfAnotherSizeOrImageIsRefused(t *testing.T) {
 func TestExportGoesAway(t *testing.T) {
 	t.Parallel()
 	s, disk, content := remoteSite(t, 4*mib)
-	s.nbdOptions.TotalTime = 200 * time.Millisecond
+	s.nbdOptions.TotalTime = 3 * time.Second // for the requests of a machine that is busy with other tests, too
 	server := s.serve(nbd.Export{Device: disk})
 	var once bool
 	err := s.Migrate(context.Background(), s.request(s.uri(), "moved", slowly()), func(e Event) {
@@ -355,7 +355,7 @@ func TestExportOfAConfinedService(t *testing.T) {
 func TestExportGoesAwayAtTheEnd(t *testing.T) {
 	t.Parallel()
 	s, disk, content := remoteSite(t, 2*mib)
-	s.nbdOptions.TotalTime = 200 * time.Millisecond
+	s.nbdOptions.TotalTime = 3 * time.Second
 	server := s.serve(nbd.Export{Device: disk})
 	disk.flushed = func() error {
 		server.stop()
