@@ -150,7 +150,7 @@ func TestFaultsOfTheEnds(t *testing.T) {
 		"no space for the mark":     {Op: faultfs.SetAttribute, Name: "image", Errno: unix.ENOSPC},
 		"mark not durable":          {Op: faultfs.Sync, Name: "image", Errno: unix.EIO},
 		"times of the source":       {Op: faultfs.SetTimes, Name: "image", Errno: unix.EIO, Skip: 1, Times: 1},
-		"free space unknown":        {Op: faultfs.Statfs, Errno: unix.EIO, Skip: 10, Times: 1},
+		"free space unknown":        {Op: faultfs.Statfs, Errno: unix.EIO, Skip: 5, Times: 1},
 		"fault 24: all reads":       {Op: faultfs.Read, Name: "image", Errno: unix.EIO, Skip: 10},
 		"source gone":               {Name: "image", Errno: unix.ENODEV, Skip: 60},
 		"seek":                      {Op: faultfs.Seek, Name: "image", Errno: unix.EIO, Skip: 6, Times: 1},
