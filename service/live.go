@@ -175,12 +175,16 @@ func (x *live) abandon() error {
 // or the migration is done and there is none, as after a start of the host; then it is
 // made there.
 func (x *live) isMoved() (bool, error) {
-	_, found, err := x.device.find()
+	info, found, err := x.device.find()
 	if err != nil {
 		return false, err
 	}
 	if found {
-		return x.device.isOver(x.r.m.destination)
+		over, err := x.device.isOver(x.r.m.destination)
+		if err == nil && over {
+			err = x.device.settle(info)
+		}
+		return over, err
 	}
 	state, err := x.r.m.journal.Load()
 	if err != nil || state.Phase != journal.Done {

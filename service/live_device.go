@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -127,19 +128,31 @@ func (d *liveDevice) load(name string, table []dm.Target) error {
 	}
 }
 
-// isOver says whether the device lies over an end of the migration, or over a loop device
-// of that.
+// isOver says whether the I/O of the device goes to an end of the migration, or to a loop
+// device of that. That the device holds the end is not enough: it does so with a table
+// that was loaded and never took effect, too.
 func (d *liveDevice) isOver(e *end) (bool, error) {
-	uuids, err := e.base.Stacked()
-	if err != nil || !slices.Contains(uuids, liveUUID(d.id)) {
-		return false, err
-	}
 	info, found, err := d.find()
 	if err != nil || !found || !info.ActiveTable {
 		return false, err
 	}
 	table, err := d.control.Table(info.Name)
-	return len(table) == 1 && table[0].Type == "linear", err
+	if err != nil || len(table) != 1 || table[0].Type != "linear" {
+		return false, err
+	}
+	var major, minor uint32
+	if _, err := fmt.Sscanf(table[0].Params, "%d:%d ", &major, &minor); err != nil {
+		return false, fmt.Errorf("the table of %s says %q: %w", info.Name, table[0].Params, err)
+	}
+	below, is := unix.Mkdev(major, minor), e.base.Info()
+	if is.Kind != loopdev.File {
+		return below == is.Dev, nil
+	}
+	backing, err := loopdev.BackingOf(below)
+	if errors.Is(err, loopdev.ErrBackingFile) {
+		return false, nil
+	}
+	return backing.Dev == is.Dev && backing.Inode == is.Inode, err
 }
 
 // moveTo makes the device a plain part of an end of the migration, which nobody but this

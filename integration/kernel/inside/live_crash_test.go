@@ -163,26 +163,35 @@ func blockRange(f *os.File, request uint, off, n uint64) error {
 }
 
 // fault 50: a device that was left suspended, with a table that never took effect, is
-// settled by the next run.
+// settled by the next run, also if that table is the one that it shall have at the end.
 func TestLiveCrashLeavesItSuspended(t *testing.T) {
-	s := newSite(t)
-	l := s.newLively("ext4", s.slice(112*mib).path(), 96*mib, "--bwlimit=8MiB/s")
-	r := l.run()
-	f := l.mount()
-	r.awaitCommitted(2)
-	r.kill()
-	s.must(s.dm.Load(l.name, []dm.Target{{Length: 96 * uint64(mib) / sectorBytes, Type: "error"}}))
-	// Nothing may be under way: nobody would answer it.
-	s.must(s.dm.Suspend(l.name, dm.SuspendOptions{NoLockFS: true}))
-	r = l.run()
-	for i := range 4 {
-		l.fill(f.path(fmt.Sprintf("new%d", i)), mib, uint64(200+i))
+	for _, loaded := range []string{"error", "linear"} {
+		t.Run(loaded, func(t *testing.T) {
+			s := newSite(t)
+			destination := s.slice(112 * mib)
+			l := s.newLively("ext4", destination.path(), 96*mib, "--bwlimit=16MiB/s")
+			r := l.run()
+			f := l.mount()
+			r.awaitCommitted(2)
+			r.kill()
+			target := dm.Target{Length: 96 * uint64(mib) / sectorBytes, Type: loaded}
+			if loaded == "linear" {
+				target.Params = destination.path() + " 0"
+			}
+			s.must(s.dm.Load(l.name, []dm.Target{target}))
+			// Nothing may be under way: nobody would answer it.
+			s.must(s.dm.Suspend(l.name, dm.SuspendOptions{NoLockFS: true}))
+			r = l.run()
+			for i := range 4 {
+				l.fill(f.path(fmt.Sprintf("new%d", i)), mib, uint64(200+i))
+			}
+			s.want(0, r.wait())
+			l.wantEnd()
+			f.check()
+			f.mount()
+			l.check(f.dir)
+		})
 	}
-	s.want(0, r.wait())
-	l.wantEnd()
-	f.check()
-	f.mount()
-	l.check(f.dir)
 }
 
 // Killed at the end, anywhere between the last region and the last word: the same command
@@ -202,7 +211,7 @@ func TestLiveCrashAtTheEnd(t *testing.T) {
 		s.must(err)
 		r.await("the end of hydration", func(e event) bool { return e.Event == "hydrated" })
 		time.Sleep(time.Duration(i*i) * time.Millisecond) // some moment
-		_ = r.cmd.Process.Signal(syscall.SIGKILL)             // it may have ended
+		_ = r.cmd.Process.Signal(syscall.SIGKILL)         // it may have ended
 		<-r.ended
 		table, err := s.dm.Table(l.name)
 		s.must(err)
