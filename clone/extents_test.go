@@ -115,7 +115,7 @@ func TestFault82LookRacesWithDiscard(t *testing.T) {
 
 func TestCopiesGoOnOverHolesThatFillNoRegion(t *testing.T) {
 	s := clonetest.Setup{Seed: 7, RegionBytes: 8 << 10, BufferBytes: 8 << 10, BatchRegions: 8, Sparse: true, KnownZero: true}
-	for _, kind := range "dhhddhdhhhdd" { // regions: part, part, whole, part, hole, data
+	for _, kind := range "dhhddhdhhhdd" { // two regions in part, a whole one, one in part, a hole, data
 		content := clonetest.Data
 		if kind == 'h' {
 			content = clonetest.Hole
