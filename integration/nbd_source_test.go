@@ -209,8 +209,11 @@ func TestNBDSourceOtherImages(t *testing.T) {
 	server := s.qemuNBD(source, "qcow2", freeing...)
 	r := s.startMove(s.uri(), s.path("moved"), slowly...)
 	r.awaitDiscarded()
+	r.signal(syscall.SIGSTOP) // so that it does not end meanwhile
+	waitStopped(t, r)
 	s.wantMessage(s.want(4, s.move(s.uri(), s.path("second"))), "another migration")
 	r.signal(syscall.SIGINT)
+	r.signal(syscall.SIGCONT)
 	id := s.want(3, r.wait()).last().ID
 	server.end(syscall.SIGTERM)
 	for name, words := range map[string]string{

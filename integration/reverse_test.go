@@ -205,9 +205,12 @@ func TestFault95Cancel(t *testing.T) {
 		m, _ := newMigration(t, 24*mib, 129)
 		r := m.startMove(m.source, m.destination, slowly...)
 		m.id = r.awaitCommitted(1).ID
+		r.signal(syscall.SIGSTOP) // so that it does not end meanwhile
+		waitStopped(t, r)
 		if o := m.run("cancel", m.id); o.code != 4 {
 			t.Errorf("%v", o)
 		}
+		r.signal(syscall.SIGCONT)
 		m.want(0, r.wait())
 		wantWhole(t, m.destination, m.made)
 	})

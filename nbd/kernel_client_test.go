@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -122,10 +123,12 @@ func TestKernelClientReadsWritesFlushesAndTrims(t *testing.T) {
 }
 
 func TestKernelUsesTellWhoseDeviceItIs(t *testing.T) {
+	runtime.LockOSThread() // the kernel notes the thread
+	defer runtime.UnlockOSThread()
 	index, _ := attach(t, newMemory(kernelDeviceBytes), KernelDevice{BlockBytes: 512, Backend: "decant-whose"})
 	uses, err := KernelUses()
 	must(t, err)
-	if want := (KernelUse{Index: index, PID: os.Getpid(), Backend: "decant-whose"}); !slices.Contains(uses, want) {
+	if want := (KernelUse{Index: index, PID: unix.Gettid(), Backend: "decant-whose"}); !slices.Contains(uses, want) {
 		t.Errorf("%+v lacks %+v", uses, want)
 	}
 	connected, err := KernelConnected(index)

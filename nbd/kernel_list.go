@@ -14,7 +14,7 @@ import (
 // KernelUse is a network block device of the kernel that is in use.
 type KernelUse struct {
 	Index int
-	// PID is of the process that has connected it, which may be long gone.
+	// PID is of the thread that has connected it, which may be long gone.
 	PID int
 	// Backend is what it was connected with; empty before Linux 5.14.
 	Backend string

@@ -56,8 +56,10 @@ func TestKernelUsersNeverFillAPool(t *testing.T) {
 	_, err = c.WriteAt(block, last) // has its space
 	s.must(errors.Join(err, c.Flush()))
 	copy(want[last:], block)
-	s.must(c.Discard(16*mib, 8*mib))
-	clear(want[16*mib : 24*mib])
+	// As much as the image has: how much of it was copied before the users took the rest
+	// is left to chance.
+	s.must(c.Discard(16*mib, 12*mib))
+	clear(want[16*mib : 28*mib])
 	s.must(errors.Join(c.Flush(), c.Close()))
 	s.want(0, r.wait())
 	if got := s.read(to.path(), imageBytes); !bytes.Equal(got, want) {
