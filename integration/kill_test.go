@@ -171,7 +171,7 @@ func TestFault69OtherDeviceNumbers(t *testing.T) {
 	unmount(t, first)
 	// A new device, before the old one is free.
 	other := attach(t, disk)
-	do(t, "losetup", "--detach", loop)
+	detach(t, loop)
 	mountAt(t, second, "-t", "ext4", other)
 	if statOf(t, second+"/image").Dev == device {
 		t.Fatal("the device number is the same as before")
@@ -194,8 +194,8 @@ func TestFault69OtherLoopDevices(t *testing.T) {
 	r := s.startMove(source, destination, slowly...)
 	r.awaitDiscarded()
 	id := r.kill().last().ID
-	do(t, "losetup", "--detach", source)
-	do(t, "losetup", "--detach", destination)
+	detach(t, source)
+	detach(t, destination)
 	newDestination, newSource := attach(t, s.path("disk")), attach(t, s.path("image"))
 	o := s.want(0, s.move(newSource, newDestination, "--discard-src"))
 	if o.last().ID != id {

@@ -24,10 +24,14 @@ func do(t testing.TB, name string, args ...string) string {
 }
 
 // attaching keeps two losetup from looking at the same free device: one of them
-// would have it open while the other's test already uses it.
+// would have it open while the other's test already uses it. It is held for attached, too.
 var attaching sync.Mutex
 
-// attach makes a loop device over a file or device until the test ends.
+// attached are the loop devices of all tests, and whose each is: the same device may
+// belong to another test once it was detached.
+var attached = map[string]testing.TB{}
+
+// attach makes a loop device over a file or device until the test ends, or detach.
 func attach(t testing.TB, path string, flags ...string) (device string) {
 	t.Helper()
 	attaching.Lock()
@@ -35,12 +39,23 @@ func attach(t testing.TB, path string, flags ...string) (device string) {
 	device = do(t, "losetup", append(append([]string{"--find", "--show"}, flags...), path)...)
 	// losetup warns of odd tails on the same stream.
 	device = device[strings.LastIndex(device, "/dev/"):]
-	t.Cleanup(func() {
-		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such device") {
-			t.Errorf("detach %s: %v\n%s", device, err, out)
-		}
-	})
+	attached[device] = t
+	t.Cleanup(func() { detach(t, device) })
 	return device
+}
+
+// detach takes away a loop device of this test, if it is there.
+func detach(t testing.TB, device string) {
+	t.Helper()
+	attaching.Lock()
+	defer attaching.Unlock()
+	if attached[device] != t {
+		return
+	}
+	delete(attached, device)
+	if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+		t.Errorf("detach %s: %v\n%s", device, err, out)
+	}
 }
 
 // sparse makes a file that is one hole.
