@@ -49,6 +49,8 @@ type Config struct {
 	// systems on a block device do: then no answered write may be lost by that. See
 	// the package comment.
 	GuestsOutlive bool
+	// Cache, if set, is where guests read and write what the destination owns.
+	Cache Cache
 	// BufferBytes is the most that one read or write moves; a power of two, at
 	// least 4 KiB.
 	BufferBytes int64

@@ -119,7 +119,8 @@
 //	     zeros; otherwise they are zeroed.                            claim, put, zero, send
 //	I11  Before the first discard of a transaction the source says durably that it
 //	     may have begun.                                              discardRegions, Marker
-//	I12  Destination data bypasses the page cache.                    packages loopdev, thin
+//	I12  What is copied bypasses the page cache, and what guests write to a block
+//	     device: lack of space answers at the write.                  packages loopdev, thin; Cache
 //	I13  When in doubt nothing more is discarded, and everything can be read.
 //	                                                                  writable
 //

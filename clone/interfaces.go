@@ -59,6 +59,18 @@ type Destination interface {
 	Flush() error
 }
 
+// Cache is a Destination through a cache in the memory of this host. Each shows what was
+// written or zeroed through the other, the Destination's Flush covers both, and what the
+// cache could not write to the medium makes that Flush fail. Its methods may be called
+// concurrently; of writes that overlap any may be the last. It outlives this process: what
+// was written goes the way of the medium's own cache, with the power and no sooner.
+type Cache interface {
+	// ReadAt may tell what the medium does not hold yet.
+	io.ReaderAt
+	// WriteAt fails for lack of space at once, or not at all.
+	io.WriterAt
+}
+
 // Journal is the record of the migration. Only one process has it open for
 // writing. Commit and MarkDiscarded are not called concurrently.
 type Journal interface {

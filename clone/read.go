@@ -45,9 +45,18 @@ func (c *Clone) readRun(p []byte, off int64) (int, error) {
 		n, err := c.Source.ReadAt(p, off)
 		return n, ioError(SourceSide, "read", off, p, n, err)
 	}
-	n, err := c.Destination.ReadAt(p, off)
+	n, err := c.cache().ReadAt(p, off)
 	if from == ownedByCache && c.regions.isClosed() {
 		return 0, nil // a flush has failed meanwhile: what was read may be anything
 	}
 	return n, ioError(DestinationSide, "read", off, p, n, err)
+}
+
+// cache is the destination for guests. Once something was lost only the medium tells
+// what is left.
+func (c *Clone) cache() Cache {
+	if c.Cache != nil && c.Mode() == ReadWrite {
+		return c.Cache
+	}
+	return c.Destination
 }

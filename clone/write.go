@@ -177,7 +177,7 @@ func (c *Clone) fillClaimed(run region.Range, clean bool, w change, op string) (
 func (c *Clone) send(w change, op string, clean bool) error {
 	switch {
 	case w.data != nil:
-		n, err := c.Destination.WriteAt(w.data, w.off)
+		n, err := c.cache().WriteAt(w.data, w.off)
 		return ioError(DestinationSide, op, w.off, w.data, n, err)
 	case clean:
 		return nil

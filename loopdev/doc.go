@@ -5,7 +5,7 @@
 // a loop device reads zeros where its backing file was cut off, the file itself
 // says so. Data goes past the page cache wherever the file system allows it, so
 // that a full or failing medium answers at the write and reading back tells what
-// the medium holds.
+// the medium holds. Device.Cached is the other way, for files.
 //
 // A Device is resolved once, when it is opened. From then on its descriptors are
 // used and no path is looked at again, so nobody can slip in another object.

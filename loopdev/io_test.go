@@ -98,11 +98,15 @@ type model struct {
 func (m *model) sequence(t *rapid.T) {
 	for range rapid.IntRange(1, 6).Draw(t, "steps") {
 		off, n := m.drawRange(t)
-		switch rapid.SampledFrom([]string{"write", "zero", "discard", "read"}).Draw(t, "op") {
-		case "write":
+		switch op := rapid.SampledFrom([]string{"write", "write to the cache", "zero", "discard", "read"}).Draw(t, "op"); op {
+		case "write", "write to the cache":
 			b := drawMemory(t, n)
 			copy(b, random(int(n), rapid.Uint64().Draw(t, "content")))
-			written, err := m.d.WriteAt(b, off)
+			write := m.d.WriteAt
+			if cached, ok := m.d.Cached(); ok && op == "write to the cache" {
+				write = cached.WriteAt
+			}
+			written, err := write(b, off)
 			if err != nil || written != len(b) {
 				t.Fatalf("wrote %d of %d: %v", written, len(b), err)
 			}
@@ -158,12 +162,18 @@ func (m *model) discard(t *rapid.T, off, n int64) {
 }
 
 func (m *model) compare(t rapid.TB, off, n int64) {
-	got := make([]byte, n)
-	if _, err := m.d.ReadAt(got, off); err != nil {
-		t.Fatal(err)
+	ways := []io.ReaderAt{m.d}
+	if cached, ok := m.d.Cached(); ok {
+		ways = []io.ReaderAt{cached, m.d, cached} // without what is not written back, and with it
 	}
-	if i := firstDifference(got, m.bytes[off:off+n]); i >= 0 {
-		t.Fatalf("byte %d is %#x, want %#x", off+int64(i), got[i], m.bytes[off+int64(i)])
+	got := make([]byte, n)
+	for _, way := range ways {
+		if _, err := way.ReadAt(got, off); err != nil {
+			t.Fatal(err)
+		}
+		if i := firstDifference(got, m.bytes[off:off+n]); i >= 0 {
+			t.Fatalf("%T: byte %d is %#x, want %#x", way, off+int64(i), got[i], m.bytes[off+int64(i)])
+		}
 	}
 }
 

@@ -28,8 +28,8 @@
 //     allocation in here never waits for pages that only a write through here would free.
 //     The flag is one of threads, so a program sets it and starts itself anew.
 //   - It does no I/O on the device, the network block device below it, or a file on them.
-//     The ends are read and written past the page cache. Journal, program, output and
-//     working directory are refused on the device (checkLivePlaces).
+//     The ends are read and written past the page cache (guestCache). Journal, program,
+//     output and working directory are refused on the device (checkLivePlaces).
 //   - The exchange of tables at the end freezes no file system and waits for nothing but
 //     I/O under way, in a thread of its own, while others answer that I/O. The wait ends
 //     with a kill, so that the kernel closes the connection, and the next process can take

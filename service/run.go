@@ -131,6 +131,7 @@ func (m *migration) wire(state journal.State, mail *mailbox) (_ *reporter, err e
 		RepeatDiscards: m.resumed,
 		GuestsOutlive:  m.guestsOutlive(),
 		BufferBytes:    bufferBytes,
+		Cache:          m.guestCache(r),
 		ZeroUnitBytes:  r.meter.takenBlockBytes(),
 	})
 	if err != nil {
