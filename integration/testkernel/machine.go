@@ -195,11 +195,15 @@ func (m *Machine) powerOn() error {
 		// The signal at the parent's death comes when this thread ends.
 		runtime.LockOSThread()
 		m.start = time.Now()
-		err := m.cmd.Start()
+		processors, err := holdOnOneProcessor()
+		if err == nil {
+			err = m.cmd.Start()
+		}
 		_ = outputWrite.Close() // the kernel has its own copies
 		_ = consoleWrite.Close()
 		started <- err
 		if err == nil {
+			readers.Go(func() { m.freeHelpers(processors) })
 			_ = m.cmd.Wait() // its exit code means nothing, the verdict counts
 		}
 		readers.Wait()
