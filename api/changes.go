@@ -9,6 +9,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -16,18 +17,6 @@ import (
 type noBody struct {
 	MigrationPath
 	Body *struct{} `required:"false"`
-}
-
-// Cancellation is the body of POST .../cancel.
-type Cancellation struct {
-	Reverse bool `json:"reverse,omitempty" doc:"bring back to the source what was freed there already; without it such a migration is refused"`
-}
-
-// Tuning is the body of PATCH /v1/migrations/{id}: what may change while it runs.
-type Tuning struct {
-	BWLimit   *Rate   `json:"bwlimit,omitempty"`
-	Threshold *uint64 `json:"threshold,omitempty" minimum:"1" maximum:"1048576" doc:"most regions in flight"`
-	Priority  *int    `json:"priority,omitempty" minimum:"-1000" maximum:"1000" doc:"among those that wait, higher ones run first"`
 }
 
 func (s *Server) registerChanges(a huma.API, looks chan struct{}, op describe) {
@@ -72,7 +61,7 @@ func jsonResponse[T any](a huma.API, description string) *huma.Response {
 type startInput struct {
 	IdempotencyKey string `header:"Idempotency-Key" maxLength:"128" pattern:"^[!-~]*$" doc:"the same key again gives the same migration, and starts no other"`
 	DryRun         bool   `query:"dry_run" doc:"as in the body"`
-	Body           NewMigration
+	Body           client.NewMigration
 }
 
 type startOutput struct {
@@ -83,7 +72,7 @@ type startOutput struct {
 
 func (s *Server) startMigration(looks chan struct{}) func(context.Context, *startInput) (*startOutput, error) {
 	return func(ctx context.Context, input *startInput) (*startOutput, error) {
-		request, err := input.Body.request()
+		request, err := requestOf(input.Body)
 		if err != nil {
 			return nil, problemOf(err)
 		}
@@ -107,23 +96,23 @@ func (s *Server) plan(ctx context.Context, looks chan struct{}, request service.
 	defer release()
 	plan, err := s.Manager.Plan(ctx, request)
 	if err != nil {
-		var problem *Problem
-		if err := problemOf(err); errors.As(err, &problem) && plan.Source != "" {
-			problem.Plan = &plan
+		var p *problem
+		if err := problemOf(err); errors.As(err, &p) && plan.Source != "" {
+			p.Plan = &plan
 		}
-		return nil, problem
+		return nil, p
 	}
 	return &startOutput{Status: http.StatusOK, Body: plan}, nil
 }
 
 type tuneInput struct {
 	MigrationPath
-	Body Tuning
+	Body client.Tuning
 }
 
 func (s *Server) tuneMigration(ctx context.Context, input *tuneInput) (*answer[service.Status], error) {
 	b := input.Body
-	if b == (Tuning{}) {
+	if b == (client.Tuning{}) {
 		return nil, newProblem(http.StatusBadRequest, service.Usage, "nothing to change was named", "give bwlimit, threshold or priority")
 	}
 	status, err := s.Manager.Tune(ctx, input.ID, service.Tuning{
@@ -137,7 +126,7 @@ func (s *Server) tuneMigration(ctx context.Context, input *tuneInput) (*answer[s
 
 type cancelInput struct {
 	MigrationPath
-	Body *Cancellation `required:"false"`
+	Body *client.Cancellation `required:"false"`
 }
 
 func (s *Server) cancelMigration(ctx context.Context, input *cancelInput) (*answer[service.Status], error) {

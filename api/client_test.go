@@ -3,21 +3,19 @@ package api
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"decant/api/client"
 	"decant/service"
 )
 
-func newClient(t *testing.T, address, token string) *Client {
+func newClient(t *testing.T, address, token string) *client.Client {
 	t.Helper()
-	c, err := NewClient(address, token)
+	c, err := client.New(address, token)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +52,7 @@ func TestClientReadsWhatTheServerWrites(t *testing.T) {
 	if pools, err := c.Pools(ctx); err != nil || len(pools) != 1 || pools[0].SizeBytes != 9 {
 		t.Errorf("pools %+v, %v", pools, err)
 	}
-	n := NewMigrationOf(service.Request{Source: "/a", Destination: "p/a", Options: service.DefaultOptions()})
+	n := client.NewMigrationOf(service.Request{Source: "/a", Destination: "p/a", Options: service.DefaultOptions()})
 	if s, err := c.Start(ctx, n, "key"); err != nil || s.ID != "aa11" || f.start.IdempotencyKey != "key" {
 		t.Errorf("start %+v, %v", s, err)
 	}
@@ -64,8 +62,10 @@ func TestClientReadsWhatTheServerWrites(t *testing.T) {
 	for name, do := range map[string]func() (service.Status, error){
 		"pause": func() (service.Status, error) { return c.Pause(ctx, "aa11") }, "resume": func() (service.Status, error) { return c.Resume(ctx, "aa11") },
 		"reverse": func() (service.Status, error) { return c.Reverse(ctx, "aa11") }, "verify": func() (service.Status, error) { return c.Verify(ctx, "aa11") },
-		"cancel": func() (service.Status, error) { return c.Cancel(ctx, "aa11", Cancellation{Reverse: true}) },
-		"tune":   func() (service.Status, error) { return c.Tune(ctx, "aa11", Tuning{BWLimit: ptr(Rate(5))}) },
+		"cancel": func() (service.Status, error) { return c.Cancel(ctx, "aa11", client.Cancellation{Reverse: true}) },
+		"tune": func() (service.Status, error) {
+			return c.Tune(ctx, "aa11", client.Tuning{BWLimit: new(client.Rate(5))})
+		},
 	} {
 		if s, err := do(); err != nil || s.ID != "aa11" {
 			t.Errorf("%s: %+v, %v", name, s, err)
@@ -96,78 +96,22 @@ func TestClientPassesOnProblems(t *testing.T) {
 	if service.OutcomeOf(err) != service.Refused || err.Error() != f.err.Error() || service.HintOf(err) != "wait" {
 		t.Errorf("%v, outcome %v, hint %q", err, service.OutcomeOf(err), service.HintOf(err))
 	}
-	var p *Problem
+	var p *client.Problem
 	if !errors.As(err, &p) || p.Status != http.StatusConflict {
 		t.Errorf("no problem in %v", err)
 	}
-	_, err = c.Tune(t.Context(), "aa11", Tuning{Threshold: ptr(uint64(0))})
+	_, err = c.Tune(t.Context(), "aa11", client.Tuning{Threshold: new(uint64(0))})
 	if service.OutcomeOf(err) != service.Usage || !strings.Contains(err.Error(), "body.threshold") {
 		t.Errorf("%v", err)
 	}
 	f.plan = service.Plan{Source: "/a", BytesTotal: 7}
 	f.planErr = f.err
-	if p, err := c.Plan(t.Context(), NewMigration{Source: "/a", Destination: "p/a"}); p.BytesTotal != 7 || service.OutcomeOf(err) != service.Refused {
+	if p, err := c.Plan(t.Context(), client.NewMigration{Source: "/a", Destination: "p/a"}); p.BytesTotal != 7 || service.OutcomeOf(err) != service.Refused {
 		t.Errorf("plan %+v, %v", p, err)
 	}
 }
 
-func TestClientTellsThatNobodyIsThere(t *testing.T) {
-	dir := t.TempDir()
-	stale := filepath.Join(dir, "stale")
-	l, err := net.Listen("unix", stale)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	_ = l.Close()
-	for _, path := range []string{filepath.Join(dir, "none"), stale} {
-		_, err := newClient(t, path, "").Info(t.Context())
-		if !errors.Is(err, ErrNoService) || service.HintOf(err) == "" || service.OutcomeOf(err) != service.Stopped {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
-	// One that accepts and says nothing is there, and is not waited for without end.
-	deaf, err := net.Listen("unix", filepath.Join(dir, "deaf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = deaf.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := newClient(t, deaf.Addr().String(), "").Info(ctx); err == nil || errors.Is(err, ErrNoService) {
-		t.Errorf("a deaf one: %v", err)
-	}
-}
-
-func TestClientReadsOnlyWhatIsOurs(t *testing.T) {
-	for name, answer := range map[string]http.HandlerFunc{
-		"a page":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
-		"an error": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusBadGateway) },
-		"redirect": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://evil.example/", http.StatusFound)
-		},
-		"no problem": func(w http.ResponseWriter, _ *http.Request) { newProblem(500, service.Failed, "", "").write(w) },
-	} {
-		server := httptest.NewServer(answer)
-		c := newClient(t, server.URL, secret)
-		_, err := c.Info(t.Context())
-		if service.OutcomeOf(err) != service.Failed || service.HintOf(err) == "" {
-			t.Errorf("%s: %v", name, err)
-		}
-		c.Close()
-		server.Close()
-	}
-}
-
-func TestClientAddresses(t *testing.T) {
-	for _, address := range []string{"ftp://x", "http://", "http://h/path", "http://h?x=1", "http://%zz"} {
-		if _, err := NewClient(address, secret); service.OutcomeOf(err) != service.Usage {
-			t.Errorf("%s: %v", address, err)
-		}
-	}
-	if _, err := NewClient("http://localhost:1", ""); service.OutcomeOf(err) != service.Usage {
-		t.Errorf("no token: %v", err)
-	}
+func TestClientShowsItsToken(t *testing.T) {
 	f := newFake()
 	v := serveTCP(t, f, TCPConfig{Address: "127.0.0.1:0"})
 	if _, err := newClient(t, v.base, secret).List(t.Context()); err != nil {
@@ -183,8 +127,8 @@ func TestClientFollowsEvents(t *testing.T) {
 	c := fakeConfig(f)
 	c.Heartbeat = time.Millisecond
 	v := serveUnix(t, c)
-	client := newClient(t, v.socket, "")
-	r, err := client.Events(t.Context(), "aa11", service.FromNow)
+	follower := newClient(t, v.socket, "")
+	r, err := follower.Events(t.Context(), "aa11", service.FromNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +150,7 @@ func TestClientFollowsEvents(t *testing.T) {
 	if _, isGap, err = r.Next(); err != nil || !isGap {
 		t.Errorf("no gap: %v", err)
 	}
-	again, err := client.Events(t.Context(), "", 1)
+	again, err := follower.Events(t.Context(), "", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,26 +163,10 @@ func TestClientFollowsEvents(t *testing.T) {
 	if err := v.Shutdown(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := again.Next(); !errors.Is(err, ErrNoService) {
+	if _, _, err := again.Next(); !errors.Is(err, client.ErrNoService) {
 		t.Errorf("the stream of a service that is gone: %v", err)
 	}
-	if _, err := client.Events(t.Context(), "", 1); !errors.Is(err, ErrNoService) {
+	if _, err := follower.Events(t.Context(), "", 1); !errors.Is(err, client.ErrNoService) {
 		t.Errorf("a stream of no service: %v", err)
 	}
-}
-
-func TestClientLeavesSilentStreams(t *testing.T) {
-	f := newFake()
-	v := serveUnix(t, fakeConfig(f))
-	r, err := newClient(t, v.socket, "").Events(t.Context(), "", service.FromNow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	r.silence = 10 * time.Millisecond
-	r.timer.Reset(r.silence)
-	if _, _, err := r.Next(); !errors.Is(err, ErrNoService) || !strings.Contains(err.Error(), errSilent.Error()) {
-		t.Errorf("%v", err)
-	}
-	waitUntil(t, "the server has noticed", func() bool { return f.readersNow() == 0 })
 }

@@ -1,6 +1,6 @@
 // Package api is the service as others see it: the migrations that a service.Manager
-// runs, over HTTP. The server, and the client that the programs use, are both here, so
-// that what one writes the other reads.
+// runs, over HTTP. Here is the server; the client that the programs use, and the
+// documents that the two exchange, are in api/client.
 //
 // # Routes
 //

@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"decant/api/client"
 	"decant/journal"
 	"decant/service"
 )
@@ -365,12 +366,12 @@ func (v *served) send(method, path string, body io.Reader, header http.Header) r
 }
 
 // problem is the problem that a reply is.
-func (r reply) problem(t *testing.T) Problem {
+func (r reply) problem(t *testing.T) client.Problem {
 	t.Helper()
-	if kind := r.header.Get("Content-Type"); kind != problemType {
+	if kind := r.header.Get("Content-Type"); kind != client.ProblemType {
 		t.Fatalf("status %d with content type %q: %s", r.status, kind, r.body)
 	}
-	var p Problem
+	var p client.Problem
 	if err := json.Unmarshal([]byte(r.body), &p); err != nil {
 		t.Fatal(err)
 	}

@@ -53,16 +53,16 @@ func isAPI(path string) bool {
 func (s *Server) admit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		setSecurityHeaders(w.Header(), isAPI(r.URL.Path))
-		problem := s.checkHost(r)
-		if problem == nil && isAPI(r.URL.Path) {
-			problem = s.checkAPI(r)
+		refused := s.checkHost(r)
+		if refused == nil && isAPI(r.URL.Path) {
+			refused = s.checkAPI(r)
 		}
-		if problem != nil {
-			if problem.Status == http.StatusUnauthorized {
+		if refused != nil {
+			if refused.Status == http.StatusUnauthorized {
 				w.Header().Set("WWW-Authenticate", `Bearer realm="decant"`)
 			}
 			w.Header().Set("Connection", "close") // so that the body is not waited for
-			problem.write(w)
+			refused.write(w)
 			return
 		}
 		limitBody(w, r)
@@ -85,7 +85,7 @@ func setSecurityHeaders(h http.Header, isAPI bool) {
 
 // checkHost wants, on the network, a name that belongs to this service: a page of
 // somebody else, whose name was made to resolve to this machine, sends its own.
-func (s *Server) checkHost(r *http.Request) *Problem {
+func (s *Server) checkHost(r *http.Request) *problem {
 	if callerOf(r).peer != nil {
 		return nil // no browser can open a Unix socket for a page
 	}
@@ -116,9 +116,9 @@ func hostName(host string) string {
 	return strings.Trim(host, "[]")
 }
 
-func (s *Server) checkAPI(r *http.Request) *Problem {
-	if problem := checkOrigin(r); problem != nil {
-		return problem
+func (s *Server) checkAPI(r *http.Request) *problem {
+	if refused := checkOrigin(r); refused != nil {
+		return refused
 	}
 	if callerOf(r).peer == nil && !s.token.matches(bearer(r)) {
 		return newProblem(http.StatusUnauthorized, service.Refused, "the token is missing or wrong",
@@ -140,12 +140,12 @@ func bearer(r *http.Request) string {
 }
 
 // checkOrigin refuses what a page of another site makes a browser send.
-func checkOrigin(r *http.Request) *Problem {
-	problem := newProblem(http.StatusForbidden, service.Refused, "the request comes from a page of another site", "")
+func checkOrigin(r *http.Request) *problem {
+	foreign := newProblem(http.StatusForbidden, service.Refused, "the request comes from a page of another site", "")
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "none", "same-origin":
 	default:
-		return problem
+		return foreign
 	}
 	origins := r.Header.Values("Origin")
 	if len(origins) == 0 {
@@ -153,14 +153,14 @@ func checkOrigin(r *http.Request) *Problem {
 	}
 	origin, err := url.Parse(origins[0])
 	if len(origins) > 1 || err != nil || origin.Host == "" || !strings.EqualFold(origin.Host, r.Host) {
-		return problem
+		return foreign
 	}
 	return nil
 }
 
 // checkContentType wants the type that no form of a page can send without the
 // browser asking first, with or without a body.
-func checkContentType(r *http.Request) *Problem {
+func checkContentType(r *http.Request) *problem {
 	kind, parameters, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, given := parameters["charset"]
 	if err != nil || kind != "application/json" || given && !strings.EqualFold(charset, "utf-8") {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -18,54 +19,16 @@ type MigrationPath struct {
 	ID string `path:"id" pattern:"^[0-9a-z]{1,64}$" doc:"may be shortened as long as it stays unique"`
 }
 
-// Info says which service this is.
-type Info struct {
-	Service  string `json:"service" enum:"decant"`
-	Version  string `json:"version"`
-	API      string `json:"api" doc:"the version of the API"`
-	PID      int    `json:"pid"`
-	StateDir string `json:"state_dir" doc:"where the journals are"`
-}
-
 // Health says that the service answers.
 type Health struct {
 	Status string `json:"status" enum:"ok"`
-	Info
-}
-
-// MigrationList is every migration in the state directory, the newest first.
-type MigrationList struct {
-	Migrations []service.Status `json:"migrations"`
-	Total      int              `json:"total" doc:"how many there are, shown or not"`
-}
-
-// Migration is all about one migration.
-type Migration struct {
-	service.Status
-	Map          []service.Cell        `json:"map,omitempty" doc:"with cells: the regions, down-sampled"`
-	Bad          []service.BadBytes    `json:"bad,omitempty" doc:"what could not be read on the source"`
-	Transactions []service.Transaction `json:"transactions" doc:"the newest first"`
-	Journal      string                `json:"journal" doc:"path"`
-}
-
-// RegionMap is the state of the regions of a migration, down-sampled.
-type RegionMap struct {
-	ID          string         `json:"id"`
-	BytesTotal  int64          `json:"bytes_total"`
-	RegionBytes int64          `json:"region_bytes"`
-	Regions     uint64         `json:"regions"`
-	Cells       []service.Cell `json:"cells"`
-}
-
-// PoolList is every pool that the service knows.
-type PoolList struct {
-	Pools []service.PoolStatus `json:"pools"`
+	client.Info
 }
 
 type answer[T any] struct{ Body T }
 
-func (s *Server) info() Info {
-	return Info{Service: "decant", Version: s.Config.Version, API: Version, PID: os.Getpid(), StateDir: s.StateDir}
+func (s *Server) info() client.Info {
+	return client.Info{Service: "decant", Version: s.Config.Version, API: Version, PID: os.Getpid(), StateDir: s.StateDir}
 }
 
 func (s *Server) registerLooks(a huma.API, looks chan struct{}, op describe) {
@@ -74,7 +37,9 @@ func (s *Server) registerLooks(a huma.API, looks chan struct{}, op describe) {
 			return &answer[Health]{Health{Status: "ok", Info: s.info()}}, nil
 		})
 	huma.Register(a, op(http.MethodGet, "/v1/info", "info", "Which service this is"),
-		func(context.Context, *struct{}) (*answer[Info], error) { return &answer[Info]{s.info()}, nil })
+		func(context.Context, *struct{}) (*answer[client.Info], error) {
+			return &answer[client.Info]{s.info()}, nil
+		})
 	huma.Register(a, op(http.MethodGet, "/v1/migrations", "list-migrations", "List migrations, the newest first"),
 		looking(looks, s.listMigrations))
 	huma.Register(a, op(http.MethodGet, "/v1/migrations/{id}", "get-migration", "Show one migration"),
@@ -109,13 +74,13 @@ type listQuery struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"10000" default:"1000"`
 }
 
-func (s *Server) listMigrations(_ context.Context, q *listQuery) (MigrationList, error) {
+func (s *Server) listMigrations(_ context.Context, q *listQuery) (client.MigrationList, error) {
 	all, err := s.Manager.List()
 	if err != nil {
-		return MigrationList{}, err
+		return client.MigrationList{}, err
 	}
 	sortNewestFirst(all)
-	list := MigrationList{Migrations: []service.Status{}}
+	list := client.MigrationList{Migrations: []service.Status{}}
 	for _, m := range all {
 		if q.State != "" && string(m.State) != q.State {
 			continue
@@ -132,12 +97,12 @@ type getQuery struct {
 	Cells int `query:"cells" minimum:"0" maximum:"65536" doc:"of the map; 0: no map"`
 }
 
-func (s *Server) getMigration(_ context.Context, q *getQuery) (Migration, error) {
+func (s *Server) getMigration(_ context.Context, q *getQuery) (client.Migration, error) {
 	status, err := s.Manager.Status(q.ID)
 	if err != nil {
-		return Migration{}, err
+		return client.Migration{}, err
 	}
-	m := Migration{Status: status, Transactions: []service.Transaction{}}
+	m := client.Migration{Status: status, Transactions: []service.Transaction{}}
 	detail, err := s.Manager.Show(status.ID, q.Cells)
 	if err != nil {
 		if status.Problem != "" {
@@ -155,12 +120,12 @@ type mapQuery struct {
 	Cells int `query:"cells" minimum:"1" maximum:"65536" default:"1024"`
 }
 
-func (s *Server) getMap(_ context.Context, q *mapQuery) (RegionMap, error) {
+func (s *Server) getMap(_ context.Context, q *mapQuery) (client.RegionMap, error) {
 	detail, err := s.Manager.Show(q.ID, q.Cells)
 	if err != nil {
-		return RegionMap{}, err
+		return client.RegionMap{}, err
 	}
-	return RegionMap{
+	return client.RegionMap{
 		ID: detail.ID, BytesTotal: detail.BytesTotal, RegionBytes: detail.RegionBytes, Regions: detail.Regions,
 		Cells: append([]service.Cell{}, detail.Map...),
 	}, nil
@@ -175,7 +140,7 @@ func (s *Server) explain(_ context.Context, q *explainQuery) (service.Explanatio
 	return s.Manager.Explain(q.ID, q.Offset)
 }
 
-func (s *Server) listPools(ctx context.Context, _ *struct{}) (PoolList, error) {
+func (s *Server) listPools(ctx context.Context, _ *struct{}) (client.PoolList, error) {
 	pools, err := s.Manager.Pools(ctx)
-	return PoolList{Pools: append([]service.PoolStatus{}, pools...)}, err
+	return client.PoolList{Pools: append([]service.PoolStatus{}, pools...)}, err
 }

@@ -11,51 +11,29 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"decant/api/client"
 	"decant/service"
 )
 
-// problemType is the content type of RFC 9457.
-const problemType = "application/problem+json"
-
-// Problem is what every request that did not succeed is answered with, after
-// RFC 9457. Hint and exit code are those of the command line.
-type Problem struct { //nolint:errname // what RFC 9457 calls it
-	Type     string        `json:"type,omitempty" doc:"about:blank: the status says what kind of problem it is"`
-	Title    string        `json:"title" doc:"the text of the status"`
-	Status   int           `json:"status"`
-	Detail   string        `json:"detail" doc:"what failed, on which object, and what state things are in"`
-	Hint     string        `json:"hint,omitempty" doc:"what to do"`
-	Outcome  string        `json:"outcome" enum:"failed,usage,stopped,refused" doc:"failed: what is whole, and where, is in detail; usage: the request makes no sense; stopped: before the end, nothing is lost; refused: nothing was changed"`
-	ExitCode int           `json:"exit_code" doc:"the exit code of migrate for it"`
-	Errors   []FieldErrors `json:"errors,omitempty" doc:"what is wrong with which part of the request"`
-	Plan     *service.Plan `json:"plan,omitempty" doc:"what preflight had found out, when it refused"`
-}
-
-// FieldErrors is what is wrong with one part of a request.
-type FieldErrors struct {
-	Location string `json:"location,omitempty" doc:"such as body.options.bwlimit"`
-	Message  string `json:"message"`
-}
-
-// Error implements error and huma.StatusError.
-func (p *Problem) Error() string { return p.Detail }
+// problem is a client.Problem as huma sends it.
+type problem struct{ client.Problem }
 
 // GetStatus implements huma.StatusError.
-func (p *Problem) GetStatus() int { return p.Status }
+func (p *problem) GetStatus() int { return p.Status }
 
 // ContentType implements huma.ContentTypeFilter.
-func (p *Problem) ContentType(string) string { return problemType }
+func (p *problem) ContentType(string) string { return client.ProblemType }
 
 var outcomeNames = map[service.Outcome]string{
 	service.Failed: "failed", service.Usage: "usage", service.Stopped: "stopped", service.Refused: "refused",
 }
 
 // newProblem is a problem of the API itself.
-func newProblem(status int, outcome service.Outcome, detail, hint string) *Problem {
-	return &Problem{
+func newProblem(status int, outcome service.Outcome, detail, hint string) *problem {
+	return &problem{client.Problem{
 		Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail, Hint: hint,
 		Outcome: outcomeNames[outcome], ExitCode: int(outcome),
-	}
+	}}
 }
 
 // problemOf is the problem that an error of the service is, nil for none.
@@ -63,7 +41,7 @@ func problemOf(err error) error {
 	if err == nil {
 		return nil
 	}
-	var known *Problem
+	var known *problem
 	if errors.As(err, &known) {
 		return known
 	}
@@ -71,11 +49,11 @@ func problemOf(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		outcome = service.Stopped
 	}
-	problem := newProblem(statusOf(err, outcome), outcome, err.Error(), service.HintOf(err))
-	if problem.Status == http.StatusTooManyRequests || problem.Status == http.StatusServiceUnavailable {
-		return huma.ErrorWithHeaders(problem, http.Header{"Retry-After": {"10"}})
+	p := newProblem(statusOf(err, outcome), outcome, err.Error(), service.HintOf(err))
+	if p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable {
+		return huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"10"}})
 	}
-	return problem
+	return p
 }
 
 // statusOf chooses the status of HTTP.
@@ -99,8 +77,8 @@ func statusOf(err error, outcome service.Outcome) int {
 }
 
 // write answers a request that never came to a handler of huma.
-func (p *Problem) write(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", problemType)
+func (p *problem) write(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", client.ProblemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // the client may have gone
 }
@@ -126,13 +104,13 @@ var configureHuma = sync.OnceFunc(func() {
 })
 
 // fieldError takes over what is wrong, and not the value: that may be a megabyte.
-func fieldError(err error) FieldErrors {
+func fieldError(err error) client.FieldErrors {
 	var detail huma.ErrorDetailer
 	if errors.As(err, &detail) {
 		d := detail.ErrorDetail()
-		return FieldErrors{Location: clip(d.Location), Message: clip(d.Message)}
+		return client.FieldErrors{Location: clip(d.Location), Message: clip(d.Message)}
 	}
-	return FieldErrors{Message: clip(err.Error())}
+	return client.FieldErrors{Message: clip(err.Error())}
 }
 
 // clip keeps what a client sent from filling an answer or the log.

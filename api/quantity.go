@@ -1,88 +1,41 @@
 package api
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"strconv"
-	"time"
+	"reflect"
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"decant/units"
+	"decant/api/client"
 )
 
-// Size is a number of bytes, or a text such as "64MiB".
-type Size int64
+// huma asks a type for its schema. The quantities of the client know nothing of huma, so
+// these are asked in their place.
+type (
+	sizeSchema   struct{}
+	rateSchema   struct{}
+	periodSchema struct{}
+)
 
-// UnmarshalJSON implements json.Unmarshaler.
-func (s *Size) UnmarshalJSON(data []byte) error {
-	n, err := quantity(data, units.ParseBytes)
-	*s = Size(n)
-	return err
+// describeQuantities has to come before the operations are registered.
+func describeQuantities(schemas huma.Registry) {
+	schemas.RegisterTypeAlias(reflect.TypeFor[client.Size](), reflect.TypeFor[sizeSchema]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[client.Rate](), reflect.TypeFor[rateSchema]())
+	schemas.RegisterTypeAlias(reflect.TypeFor[client.Period](), reflect.TypeFor[periodSchema]())
 }
 
 // Schema implements huma.SchemaProvider.
-func (Size) Schema(huma.Registry) *huma.Schema {
+func (sizeSchema) Schema(huma.Registry) *huma.Schema {
 	return quantitySchema("bytes, or a text with a unit, all powers of 1024", "64MiB")
 }
 
-// Rate is a number of bytes per second, or a text such as "50MiB/s"; 0 is no limit.
-type Rate int64
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (r *Rate) UnmarshalJSON(data []byte) error {
-	n, err := quantity(data, units.ParseRate)
-	*r = Rate(n)
-	return err
-}
-
 // Schema implements huma.SchemaProvider.
-func (Rate) Schema(huma.Registry) *huma.Schema {
+func (rateSchema) Schema(huma.Registry) *huma.Schema {
 	return quantitySchema("bytes per second, or a text with a unit, all powers of 1024; 0 or \"unlimited\" is no limit", "50MiB/s")
 }
 
-// Period is a time as Go writes it, such as "500ms" or "1m30s".
-type Period time.Duration
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (p *Period) UnmarshalJSON(data []byte) error {
-	var text string
-	if err := json.Unmarshal(data, &text); err != nil {
-		return errors.New("not a time with its unit, for example \"500ms\"")
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		return errors.New("not a time with its unit, for example \"500ms\"")
-	}
-	*p = Period(d)
-	return nil
-}
-
-// MarshalJSON implements json.Marshaler.
-func (p Period) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(p).String()) }
-
 // Schema implements huma.SchemaProvider.
-func (Period) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Description: "a time with its unit", Examples: []any{"500ms"}, MaxLength: ptr(32)}
-}
-
-// quantity reads a number that is an integer as it stands, or a text.
-func quantity(data []byte, parse func(string) (int64, error)) (int64, error) {
-	data = bytes.TrimSpace(data)
-	if len(data) > 0 && data[0] == '"' {
-		var text string
-		if err := json.Unmarshal(data, &text); err != nil {
-			return 0, err
-		}
-		return parse(text)
-	}
-	n, err := strconv.ParseInt(string(data), 10, 64)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%.40s is not a whole number from 0 to 2^63-1, nor a text with a unit", data)
-	}
-	return n, nil
+func (periodSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Description: "a time with its unit", Examples: []any{"500ms"}, MaxLength: new(32)}
 }
 
 func quantitySchema(description, example string) *huma.Schema {
@@ -90,10 +43,8 @@ func quantitySchema(description, example string) *huma.Schema {
 		Description: description,
 		Examples:    []any{example},
 		OneOf: []*huma.Schema{
-			{Type: huma.TypeInteger, Format: "int64", Minimum: ptr(0.0)},
-			{Type: huma.TypeString, MaxLength: ptr(64)},
+			{Type: huma.TypeInteger, Format: "int64", Minimum: new(0.0)},
+			{Type: huma.TypeString, MaxLength: new(64)},
 		},
 	}
 }
-
-func ptr[T any](value T) *T { return &value }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -239,7 +240,7 @@ func TestNamesCannotBecomeMarkup(t *testing.T) {
 	if r.header.Get("Content-Type") != "application/json" {
 		t.Errorf("content type %q", r.header.Get("Content-Type"))
 	}
-	list := decode[MigrationList](t, r)
+	list := decode[client.MigrationList](t, r)
 	if want := strings.ReplaceAll(evil, "\xff", "\ufffd"); list.Migrations[0].Source != want {
 		t.Errorf("the name came as %q", list.Migrations[0].Source)
 	}
@@ -306,7 +307,7 @@ func TestDecoderIsStrict(t *testing.T) {
 		`{"sauce":"a"}`:               "unknown field",
 		`{"options":{"a":` + strings.Repeat("[", mostDepth) + strings.Repeat("]", mostDepth) + `}}`: "nested more than",
 	} {
-		var n NewMigration
+		var n client.NewMigration
 		if err := decodeStrict([]byte(body), &n); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60q: %v, want %q", body, err, want)
 		}
@@ -327,33 +328,33 @@ func FuzzDecode(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var n NewMigration
+		var n client.NewMigration
 		if decodeStrict(data, &n) != nil {
 			return
 		}
-		var loose NewMigration
+		var loose client.NewMigration
 		if err := json.Unmarshal(data, &loose); err != nil {
 			t.Fatalf("taken, and encoding/json says %v", err)
 		}
 		if o := n.Options; o.BWLimit != nil && *o.BWLimit < 0 || o.CommitBytes != nil && *o.CommitBytes < 0 || o.RegionSize != nil && *o.RegionSize < 0 {
 			t.Fatalf("a negative size in %q", data)
 		}
-		r, err := n.request()
+		r, err := requestOf(n)
 		if err != nil {
 			return
 		}
 		if err := r.Options.Check(); err != nil {
 			t.Fatalf("%q gives options that make no sense: %v", data, err)
 		}
-		text, err := json.Marshal(NewMigrationOf(r))
+		text, err := json.Marshal(client.NewMigrationOf(r))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var again NewMigration
+		var again client.NewMigration
 		if err := decodeStrict(text, &again); err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		if r2, err := again.request(); err != nil || r2 != r {
+		if r2, err := requestOf(again); err != nil || r2 != r {
 			t.Fatalf("%q gives %+v, and then %+v, %v", data, r, r2, err)
 		}
 		var compact bytes.Buffer

@@ -39,6 +39,7 @@ func (s *Server) routes() (http.Handler, error) {
 		"token": {Type: "http", Scheme: "bearer", Description: "on the network; a Unix socket tells who its peer is"},
 	}
 	config.Security = []map[string][]string{{"token": {}}}
+	describeQuantities(config.Components.Schemas)
 	a := humago.New(mux, config)
 	s.register(a)
 	document, err := a.OpenAPI().YAML()

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -92,8 +93,8 @@ func TestWhatIsLeftOutIsAsOnTheCommandLine(t *testing.T) {
 		DiscardSource: true, RegionBytes: 4096, RegionBytesFixed: true, ThresholdRegions: 1, BatchRegions: 3, CommitPeriod: time.Minute, CommitBytes: 4096, BytesPerSecond: 1,
 		Export: "/run/x", LiveTimeout: time.Hour, Engine: "user",
 	}} {
-		n := NewMigrationOf(service.Request{Source: "/a", Destination: "p/a", Options: o})
-		if r, err := n.request(); err != nil || r.Options != o {
+		n := client.NewMigrationOf(service.Request{Source: "/a", Destination: "p/a", Options: o})
+		if r, err := requestOf(n); err != nil || r.Options != o {
 			t.Errorf("%+v came out as %+v, %v", o, r.Options, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -24,7 +25,6 @@ const (
 
 	defaultSubscribers = 256
 	defaultConnections = 1024
-	defaultHeartbeat   = 15 * time.Second
 	eventWriteTimeout  = 10 * time.Second
 )
 
@@ -78,7 +78,7 @@ func New(c Config) (*Server, error) {
 	s.MostSubscribers = orDefault(s.MostSubscribers, defaultSubscribers)
 	s.slots = make(chan struct{}, orDefault(s.MostConnections, defaultConnections))
 	s.subscribers = make(chan struct{}, s.MostSubscribers)
-	s.Heartbeat = orDefault(s.Heartbeat, defaultHeartbeat)
+	s.Heartbeat = orDefault(s.Heartbeat, client.Heartbeat)
 	s.stop = sync.OnceFunc(func() { close(s.stopping) })
 	s.metrics = newMetrics(s)
 	handler, err := s.routes()

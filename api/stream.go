@@ -12,12 +12,9 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
+	"decant/api/client"
 	"decant/service"
 )
-
-// GapEvent is the name of what a stream says in place of events that are no longer
-// kept: the reader should ask for the state anew.
-const GapEvent = "gap"
 
 // EventsFrom says where a stream of events begins.
 type EventsFrom struct {
@@ -181,5 +178,5 @@ func (o *eventWriter) event(e service.SequencedEvent) {
 
 // gap has no id, so that a reader that comes back goes on from the last event it had.
 func (o *eventWriter) gap() {
-	o.send("event: " + GapEvent + "\ndata: {\"event\":\"" + GapEvent + "\"}\n\n")
+	o.send("event: " + client.GapEvent + "\ndata: {\"event\":\"" + client.GapEvent + "\"}\n\n")
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -154,13 +155,13 @@ func TestStreamTellsOfGaps(t *testing.T) {
 	v := serveUnix(t, fakeConfig(f))
 	f.say(event("aa11", service.Progress, 1))
 	s := v.openStream(t, "/v1/events?after=0", nil)
-	if e := s.next(t); e.name != GapEvent || e.id != "" {
+	if e := s.next(t); e.name != client.GapEvent || e.id != "" {
 		t.Errorf("after a restart: %+v", e)
 	}
 	f.mu.Lock()
 	f.gapAfter, f.missed = 1, false
 	f.mu.Unlock()
-	for _, want := range []string{"progress", GapEvent, "progress"} {
+	for _, want := range []string{"progress", client.GapEvent, "progress"} {
 		if e := s.next(t); e.name != want {
 			t.Errorf("%+v, want %s", e, want)
 		}

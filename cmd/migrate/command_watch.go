@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -51,21 +51,21 @@ func terminal(stdin, stdout *os.File) *screenTerminal {
 }
 
 func (p *program) watch(ctx context.Context, id string) error {
-	var client *api.Client
+	var c *client.Client
 	if p.find != nil {
 		var err error
-		if client, err = p.find(ctx); err != nil {
+		if c, err = p.find(ctx); err != nil {
 			return err
 		}
 	}
 	if id != "" { // so that a wrong one is told before the screen changes
-		full, err := p.fullID(ctx, client, id)
+		full, err := p.fullID(ctx, c, id)
 		if err != nil {
 			return err
 		}
 		id = full
 	}
-	w := p.newWatching(client, id)
+	w := p.newWatching(c, id)
 	if p.terminal != nil {
 		if t := p.terminal(); t != nil {
 			return p.watchOnScreen(ctx, w, t)
@@ -74,9 +74,9 @@ func (p *program) watch(ctx context.Context, id string) error {
 	return p.watchInLines(ctx, w)
 }
 
-func (p *program) fullID(ctx context.Context, client *api.Client, id string) (string, error) {
-	if client != nil {
-		m, err := client.Get(ctx, id, 0)
+func (p *program) fullID(ctx context.Context, c *client.Client, id string) (string, error) {
+	if c != nil {
+		m, err := c.Get(ctx, id, 0)
 		return m.ID, err
 	}
 	m, err := p.openService(p.stateDir)

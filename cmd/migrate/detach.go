@@ -10,30 +10,30 @@ import (
 	"path/filepath"
 	"strings"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
 // detach hands a migration to the service, and answers with its ID.
 func (p *program) detach(ctx context.Context, request service.Request) error {
-	client, err := p.serviceOrRefusal(ctx)
+	c, err := p.serviceOrRefusal(ctx)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	if client.IsLocal() {
+	defer c.Close()
+	if c.IsLocal() {
 		if request, err = asSeenFromRoot(request); err != nil {
 			return err
 		}
 	}
 	ctx, release := p.interruptible(ctx, p.announceStop)
 	defer release()
-	n, key := api.NewMigrationOf(request), rand.Text()
-	status, err := client.Start(ctx, n, key)
-	if errors.Is(err, api.ErrNoService) {
+	n, key := client.NewMigrationOf(request), rand.Text()
+	status, err := c.Start(ctx, n, key)
+	if errors.Is(err, client.ErrNoService) {
 		// The answer may have been lost with a service that was restarted. The key
 		// makes a second request one about the same migration.
-		status, err = client.Start(ctx, n, key)
+		status, err = c.Start(ctx, n, key)
 	}
 	if err != nil {
 		return err
@@ -46,12 +46,12 @@ func (p *program) detach(ctx context.Context, request service.Request) error {
 }
 
 // serviceOrRefusal is a client of the service that runs on the state directory.
-func (p *program) serviceOrRefusal(ctx context.Context) (client *api.Client, err error) {
+func (p *program) serviceOrRefusal(ctx context.Context) (c *client.Client, err error) {
 	if p.find != nil {
-		client, err = p.find(ctx)
+		c, err = p.find(ctx)
 	}
-	if client != nil || err != nil {
-		return client, err
+	if c != nil || err != nil {
+		return c, err
 	}
 	return nil, &service.Error{
 		Outcome: service.Refused, Problem: "no service runs on this state directory, or it does not answer to this user",

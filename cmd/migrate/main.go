@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/term"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -50,8 +50,8 @@ type program struct {
 	stateDir                     string
 	serviceAddress, tokenFile    string
 	openService                  func(stateDir string) (migrations, error)
-	find                         func(context.Context) (*api.Client, error) // nil: there are no services
-	terminal                     func() *screenTerminal                     // that a watch can have for itself; nil: none
+	find                         func(context.Context) (*client.Client, error) // nil: there are no services
+	terminal                     func() *screenTerminal                        // that a watch can have for itself; nil: none
 	exitAtOnce                   func(code int)
 	serveSafely                  func()
 }

@@ -6,14 +6,14 @@ import (
 	"fmt"
 	"time"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
 // remote is the service as the commands see it. What they begin there goes on without
 // them: they watch.
 type remote struct {
-	client *api.Client
+	client *client.Client
 	note   func(line string) // for the person who watches; may be nil
 }
 
@@ -40,7 +40,7 @@ func (r *remote) Show(id string, cells int) (service.Detail, error) {
 	return detailOf(m), err
 }
 
-func detailOf(m api.Migration) service.Detail {
+func detailOf(m client.Migration) service.Detail {
 	return service.Detail{
 		Summary: m.Summary, Options: m.Options, Map: m.Map, Bad: m.Bad, Transactions: m.Transactions, Journal: m.Journal,
 	}
@@ -56,7 +56,7 @@ func (r *remote) Pause(ctx context.Context, id string) error {
 }
 
 func (r *remote) Cancel(ctx context.Context, id string) error {
-	_, err := r.client.Cancel(ctx, id, api.Cancellation{})
+	_, err := r.client.Cancel(ctx, id, client.Cancellation{})
 	return err
 }
 
@@ -103,7 +103,7 @@ type following struct {
 	*remote
 	id     string
 	sink   service.Sink
-	events *api.EventReader
+	events *client.EventReader
 }
 
 // untilEnd passes events on until the migration has ended, one way or another, and
@@ -115,7 +115,7 @@ func (f *following) untilEnd(ctx context.Context) (service.Status, error) {
 			return service.Status{Summary: service.Summary{ID: f.id}}, err
 		}
 		status, err := f.settled(ctx)
-		if errors.Is(err, api.ErrNoService) { // a run also ends with the service
+		if errors.Is(err, client.ErrNoService) { // a run also ends with the service
 			if err := f.reconnect(ctx); err != nil {
 				return status, err
 			}
@@ -144,7 +144,7 @@ func (f *following) untilNews(ctx context.Context) (last service.Event, err erro
 		switch {
 		case ctx.Err() != nil:
 			return last, f.left(ctx)
-		case errors.Is(err, api.ErrNoService):
+		case errors.Is(err, client.ErrNoService):
 			return last, f.reconnect(ctx)
 		case err != nil || isGap:
 			return last, err
@@ -185,7 +185,7 @@ func (f *following) reconnect(ctx context.Context) error {
 			return nil
 		case ctx.Err() != nil:
 			return f.left(ctx)
-		case !errors.Is(err, api.ErrNoService):
+		case !errors.Is(err, client.ErrNoService):
 			return err
 		case time.Now().After(deadline):
 			return &service.Error{

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -133,16 +134,16 @@ func (h *house) detach(args ...string) string {
 	return id
 }
 
-func (h *house) client() *api.Client {
+func (h *house) client() *client.Client {
 	h.Helper()
-	c, err := api.NewClient(h.socket, "")
+	c, err := client.New(h.socket, "")
 	h.must(err)
 	h.Cleanup(c.Close)
 	return c
 }
 
 // await waits until a migration has a state.
-func (h *house) await(id string, state service.State) api.Migration {
+func (h *house) await(id string, state service.State) client.Migration {
 	h.Helper()
 	c := h.client()
 	for begun := time.Now(); ; time.Sleep(5 * time.Millisecond) {
@@ -175,7 +176,7 @@ var crawling = append(slices.Clone(slow), "--bwlimit", "128KiB/s")
 // hurry lifts the limit of a migration.
 func (h *house) hurry(id string) {
 	h.Helper()
-	_, err := h.client().Tune(h.Context(), id, api.Tuning{BWLimit: new(api.Rate)})
+	_, err := h.client().Tune(h.Context(), id, client.Tuning{BWLimit: new(client.Rate)})
 	h.must(err)
 }
 

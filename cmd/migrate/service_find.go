@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -37,28 +37,28 @@ func (p *program) addServiceFlags(root *cobra.Command) {
 // findService is a client of the service that runs on the state directory, or nil. One
 // that was named, by the flag or in the environment, has to be there; without the flag
 // --state-dir it is taken for the right one.
-func (p *program) findService(ctx context.Context) (*api.Client, error) {
+func (p *program) findService(ctx context.Context) (*client.Client, error) {
 	address, named := firstOf(p.serviceAddress, serviceFromEnvironment(), defaultSocket)
 	if address == noService {
 		return nil, nil //nolint:nilnil // no service is no error
 	}
-	client, err := p.newClient(address)
+	c, err := p.newClient(address)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, servicePatience)
 	defer cancel()
-	info, err := client.Info(ctx)
-	if err == nil && !p.isOurs(client, info, named) {
+	info, err := c.Info(ctx)
+	if err == nil && !p.isOurs(c, info, named) {
 		err = &service.Error{
 			Outcome: service.Usage, Object: address, Problem: "that service works on the journals in " + info.StateDir,
 			Hint: "give --state-dir " + info.StateDir + ", or leave it off",
 		}
 	}
 	if err == nil {
-		return client, nil
+		return c, nil
 	}
-	client.Close()
+	c.Close()
 	if named {
 		return nil, err
 	}
@@ -67,16 +67,16 @@ func (p *program) findService(ctx context.Context) (*api.Client, error) {
 
 func serviceFromEnvironment() string { return os.Getenv(serviceVariable) }
 
-func (p *program) newClient(address string) (*api.Client, error) {
+func (p *program) newClient(address string) (*client.Client, error) {
 	tokenFile, _ := firstOf(p.tokenFile, os.Getenv(tokenVariable), "")
 	if tokenFile == "" || !strings.Contains(address, "://") {
-		return api.NewClient(address, "")
+		return client.New(address, "")
 	}
-	token, err := api.ReadTokenFile(tokenFile)
+	token, err := client.ReadTokenFile(tokenFile)
 	if err != nil {
 		return nil, err
 	}
-	return api.NewClient(address, token)
+	return client.New(address, token)
 }
 
 // firstOf is the first that is not empty; named says that it is not the last.
@@ -93,8 +93,8 @@ func firstOf(flag, variable, fallback string) (text string, named bool) {
 // isOurs says whether a service is the one that is meant. The state directory of one on
 // another machine says nothing here; and who has no state directory, as a member of the
 // group of the service may not, means the service.
-func (p *program) isOurs(client *api.Client, info api.Info, named bool) bool {
-	if !client.IsLocal() || named && p.stateDir == "" {
+func (p *program) isOurs(c *client.Client, info client.Info, named bool) bool {
+	if !c.IsLocal() || named && p.stateDir == "" {
 		return true
 	}
 	s, err := service.New(p.stateDir)
@@ -120,12 +120,12 @@ func isSameDir(a, b string) bool {
 // state directory, or else the journals.
 func (p *program) open(ctx context.Context) (steering, error) {
 	if p.find != nil {
-		client, err := p.find(ctx)
+		c, err := p.find(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if client != nil {
-			return &remote{client: client}, nil
+		if c != nil {
+			return &remote{client: c}, nil
 		}
 	}
 	return p.openService(p.stateDir)

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"decant/api"
+	"decant/api/client"
 	"decant/service"
 )
 
@@ -32,21 +32,21 @@ type news struct {
 type watching struct {
 	p      *program
 	id     string // the only one that is watched; empty: all are
-	client *api.Client
+	client *client.Client
 	polls  bool // the journals are ours to read when there is no service
 
 	mu      sync.Mutex
-	current *api.Client // that answers now; nil: none
+	current *client.Client // that answers now; nil: none
 
 	last  uint64 // event
 	rates map[string]*pollRate
 }
 
-// newWatching begins with the service that there is; client is nil for none.
-func (p *program) newWatching(client *api.Client, id string) *watching {
+// newWatching begins with the service that there is; c is nil for none.
+func (p *program) newWatching(c *client.Client, id string) *watching {
 	address, named := firstOf(p.serviceAddress, serviceFromEnvironment(), "")
 	return &watching{
-		p: p, id: id, client: client, polls: !named || address == noService || p.stateDir != "",
+		p: p, id: id, client: c, polls: !named || address == noService || p.stateDir != "",
 		last: service.FromNow, rates: map[string]*pollRate{},
 	}
 }
@@ -54,18 +54,18 @@ func (p *program) newWatching(client *api.Client, id string) *watching {
 // follow tells what happens until ctx ends.
 func (w *watching) follow(ctx context.Context, tell func(news)) {
 	for ctx.Err() == nil {
-		client := w.client
+		c := w.client
 		w.client = nil
-		if client == nil && w.p.find != nil {
-			client, _ = w.p.find(ctx) // why it is not there is not worth a word each time
+		if c == nil && w.p.find != nil {
+			c, _ = w.p.find(ctx) // why it is not there is not worth a word each time
 		}
 		switch {
-		case client != nil:
-			w.use(client)
-			err := w.stream(ctx, client, tell)
+		case c != nil:
+			w.use(c)
+			err := w.stream(ctx, c, tell)
 			w.use(nil)
-			client.Close()
-			if err != nil && !errors.Is(err, api.ErrNoService) && ctx.Err() == nil {
+			c.Close()
+			if err != nil && !errors.Is(err, client.ErrNoService) && ctx.Err() == nil {
 				tell(news{err: err})
 				return
 			}
@@ -93,10 +93,10 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-func (w *watching) use(client *api.Client) {
+func (w *watching) use(c *client.Client) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.current = client
+	w.current = c
 }
 
 // steering is whom to ask for something now.
@@ -107,15 +107,15 @@ func (w *watching) steering() (*remote, bool) {
 }
 
 // stream tells the events of the service until it is gone.
-func (w *watching) stream(ctx context.Context, client *api.Client, tell func(news)) error {
+func (w *watching) stream(ctx context.Context, c *client.Client, tell func(news)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events, err := client.Events(ctx, w.id, w.last)
+	events, err := c.Events(ctx, w.id, w.last)
 	if err != nil {
 		return err
 	}
 	tell(news{link: text("")})
-	if err := w.tellList(ctx, client, tell); err != nil {
+	if err := w.tellList(ctx, c, tell); err != nil {
 		events.Close()
 		return err
 	}
@@ -157,22 +157,22 @@ func (w *watching) stream(ctx context.Context, client *api.Client, tell func(new
 		case <-ticker.C:
 		}
 		if wantsList {
-			if err := w.tellList(ctx, client, tell); err != nil {
+			if err := w.tellList(ctx, c, tell); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (w *watching) tellList(ctx context.Context, client *api.Client, tell func(news)) error {
+func (w *watching) tellList(ctx context.Context, c *client.Client, tell func(news)) error {
 	if w.id != "" {
-		m, err := client.Get(ctx, w.id, 0)
+		m, err := c.Get(ctx, w.id, 0)
 		if err == nil {
 			tell(news{list: []service.Status{m.Status}})
 		}
 		return err
 	}
-	list, err := client.List(ctx)
+	list, err := c.List(ctx)
 	if err == nil {
 		tell(news{list: list})
 	}

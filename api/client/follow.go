@@ -1,4 +1,4 @@
-package api
+package client
 
 import (
 	"bufio"
@@ -18,8 +18,16 @@ import (
 // mostLineBytes is longer than any event: its names have at most a few kilobytes.
 const mostLineBytes = 1 << 20
 
+// Heartbeat is how often at least a server says something on a stream, be it that
+// nothing is new, unless it is configured to do so at other times.
+const Heartbeat = 15 * time.Second
+
 // silence is how long a stream may say nothing at all, not even that nothing is new.
-const silence = 3 * defaultHeartbeat
+const silence = 3 * Heartbeat
+
+// GapEvent is the name of what a stream says in place of events that are no longer
+// kept: the reader should ask for the state anew.
+const GapEvent = "gap"
 
 // EventReader reads a stream of events. It is used by one goroutine.
 type EventReader struct {

@@ -1,4 +1,10 @@
-package api
+// Package client talks over HTTP to a service, as package api serves it. Beside the
+// client it has the documents that the two exchange, so that what one writes the other
+// reads; their tags are for the schema that the server makes of them.
+//
+// Every start of migrate pays for what this package imports, also one that asks no
+// service. So it has nothing that only a server needs.
+package client
 
 import (
 	"bytes"
@@ -36,9 +42,10 @@ type Client struct {
 	name  string // of the service, for errors
 }
 
-// NewClient is a client of the service at address: the path of a Unix socket, or
-// http://HOST:PORT or https://HOST:PORT, which needs the text of the token.
-func NewClient(address, token string) (*Client, error) {
+// New is a client of the service at address: the path of a Unix socket, or
+// http://HOST:PORT or https://HOST:PORT, which needs the text of the token. It connects to nothing yet. What is no address, or
+// lacks its token, is an error with the outcome service.Usage.
+func New(address, token string) (*Client, error) {
 	transport := &http.Transport{MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
 	c := &Client{http: &http.Client{Transport: transport, CheckRedirect: noRedirect}, token: token, name: address}
 	if !strings.Contains(address, "://") {
@@ -51,7 +58,7 @@ func NewClient(address, token string) (*Client, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || strings.Trim(base.Path, "/") != "" || base.RawQuery != "" {
 		return nil, &service.Error{
-			Outcome: service.Usage, Object: clip(address), Problem: "not the address of a service",
+			Outcome: service.Usage, Object: address, Problem: "not the address of a service",
 			Hint: "give the path of its socket, or https://HOST:PORT",
 		}
 	}
@@ -254,7 +261,7 @@ func (c *Client) problem(response *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type")) // an unknown one is none of ours
 	text, err := io.ReadAll(io.LimitReader(response.Body, mostAnswerBytes))
 	var p Problem
-	if kind != problemType || err != nil || json.Unmarshal(text, &p) != nil || p.Detail == "" {
+	if kind != ProblemType || err != nil || json.Unmarshal(text, &p) != nil || p.Detail == "" {
 		return &service.Error{
 			Outcome: service.Failed, Object: c.name, Problem: "it answered " + response.Status, Hint: "is it a service of decant, and of this version?",
 		}
