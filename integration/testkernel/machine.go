@@ -204,6 +204,7 @@ func (m *Machine) powerOn() error {
 		started <- err
 		if err == nil {
 			readers.Go(func() { m.freeHelpers(processors) })
+			go m.keepTime()
 			_ = m.cmd.Wait() // its exit code means nothing, the verdict counts
 		}
 		readers.Wait()
