@@ -32,11 +32,13 @@ var (
 	withUUIDs = Version{Major: unix.DM_VERSION_MAJOR, Minor: 45} // UUIDs in lists
 )
 
-// How much room answers get. A few hundred devices or a pool's status fit into the
-// first buffer; the last one is a bound on what a faulty kernel can make us take.
+// How much room answers get. The state of a device and a pool's status, which are asked
+// for most, fit into the first buffer; the last one is a bound on what a faulty kernel can
+// make us take. A message is never repeated, so its answer has one size.
 const (
-	firstAnswerBytes = 16 << 10
-	lastAnswerBytes  = 16 << 20
+	firstAnswerBytes   = 512
+	lastAnswerBytes    = 16 << 20
+	messageAnswerBytes = 16 << 10
 )
 
 // Control is an open connection to the kernel's device-mapper. All methods may be

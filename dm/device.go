@@ -210,7 +210,7 @@ func (c *Control) Message(name string, sector uint64, message string) (string, e
 		return "", failure("message", name, err)
 	}
 	r := request{command: unix.DM_TARGET_MSG, name: name, data: encodeMessage(sector, message)}
-	buffer := r.encode(firstAnswerBytes)
+	buffer := r.encode(messageAnswerBytes)
 	if err := c.ioctl(r.command, buffer); err != nil {
 		return "", failure("message to", name, err)
 	}

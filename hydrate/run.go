@@ -128,7 +128,7 @@ type run struct {
 // only take memory and switches between threads.
 func mostCopies() uint64 { return copiesPerProcessor * uint64(runtime.NumCPU()) }
 
-const copiesPerProcessor = 3
+const copiesPerProcessor = 2
 
 // guestPoll is how often a run that has nothing left to do looks whether guests have
 // finished with the regions that they are filling.

@@ -1,8 +1,10 @@
 package loopdev
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +20,9 @@ func readKernelFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // opened for reading
-	text := make([]byte, 0, 4096)
+	scratch := scratches.Get().(*[]byte)
+	defer scratches.Put(scratch)
+	text := (*scratch)[:0]
 	for {
 		n, err := unix.Read(fd, text[len(text):cap(text)])
 		switch {
@@ -26,7 +30,8 @@ func readKernelFile(path string) ([]byte, error) {
 		case err != nil:
 			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 		case n == 0:
-			return text, nil
+			*scratch = text[:0]
+			return bytes.Clone(text), nil
 		default:
 			text = text[:len(text)+n]
 		}
@@ -35,6 +40,10 @@ func readKernelFile(path string) ([]byte, error) {
 		}
 	}
 }
+
+// scratches are what files are read into: most have a few bytes, and new memory for each
+// would cost more than the file.
+var scratches = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
 
 // namesIn are the names in a directory of /proc or /sys.
 func namesIn(dir string) (names []string, err error) {

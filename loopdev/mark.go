@@ -24,6 +24,9 @@ type Mark struct {
 // data.
 const GivingRole = "source"
 
+// mostMarkBytes is more than any mark has.
+const mostMarkBytes = 1 << 10
+
 // The attribute that any file system with attributes can hold, and the one for
 // those that have none for users.
 var markNames = [...]string{"user.decant.mark", "trusted.decant.mark"}
@@ -103,7 +106,7 @@ func (d *Device) readMark() (Mark, bool, error) {
 		return Mark{}, false, nil
 	}
 	for _, name := range markNames {
-		text := make([]byte, 4096)
+		text := make([]byte, mostMarkBytes)
 		var n int
 		err := onFD(d.main, func(fd int) (err error) {
 			n, err = unix.Fgetxattr(fd, name, text)

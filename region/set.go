@@ -40,6 +40,7 @@ var fullChunk = func() *chunk {
 type Set struct {
 	chunks map[uint64]*chunk
 	count  uint64
+	spare  *chunk // an empty one: sets that hold what is in flight become empty all the time
 }
 
 // NewSet is a set of the given ranges.
@@ -116,6 +117,7 @@ func (s *Set) Remove(r Range) {
 		s.count -= uint64(before - c.count)
 		if c.count == 0 {
 			delete(s.chunks, key)
+			s.spare = c
 		}
 	}
 }
@@ -309,7 +311,9 @@ func (s *Set) own(key uint64) *chunk {
 	c := s.chunks[key]
 	switch c {
 	case nil:
-		c = &chunk{}
+		if c, s.spare = s.spare, nil; c == nil {
+			c = &chunk{}
+		}
 	case fullChunk:
 		c = &chunk{words: fullChunk.words, count: fullChunk.count}
 	default:
