@@ -83,8 +83,30 @@ func (c connection) setSynchronous(level string) error {
 	if err := c.QueryRowContext(background, "PRAGMA synchronous").Scan(&got); err != nil {
 		return fmt.Errorf("read synchronous back: %w", err)
 	}
-	if want := map[string]int{"NORMAL": 1, "EXTRA": 3}[level]; got != want {
+	if want := map[string]int{"OFF": 0, "NORMAL": 1, "EXTRA": 3}[level]; got != want {
 		return fmt.Errorf("synchronous is %d after it was set to %s", got, level)
+	}
+	return nil
+}
+
+// hurry is for a file that nobody looks at before it was synced as a whole: until then
+// SQLite syncs nothing, and has no log beside it that would have to be renamed too.
+func (c connection) hurry() error {
+	if err := c.setSynchronous("OFF"); err != nil {
+		return err
+	}
+	_, err := c.ExecContext(background, "PRAGMA journal_mode = MEMORY")
+	return err
+}
+
+// writeAhead makes write-ahead logging sure.
+func (c connection) writeAhead() error {
+	var mode string
+	if err := c.QueryRowContext(background, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
+		return fmt.Errorf("set journal_mode: %w", err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("journal_mode is %s where wal is needed", mode)
 	}
 	return nil
 }
@@ -93,13 +115,10 @@ func (c connection) setSynchronous(level string) error {
 // whether a commit survives a power loss, and whether the log needs an index in
 // shared memory.
 func (c connection) requireDurable() error {
+	if err := c.writeAhead(); err != nil {
+		return err
+	}
 	var mode string
-	if err := c.QueryRowContext(background, "PRAGMA journal_mode = WAL").Scan(&mode); err != nil {
-		return fmt.Errorf("set journal_mode: %w", err)
-	}
-	if mode != "wal" {
-		return fmt.Errorf("journal_mode is %s where wal is needed", mode)
-	}
 	if err := c.QueryRowContext(background, "PRAGMA locking_mode").Scan(&mode); err != nil {
 		return fmt.Errorf("read locking_mode back: %w", err)
 	}

@@ -98,9 +98,15 @@ func writeNew(path string, sb Superblock) error {
 	if err != nil {
 		return err
 	}
-	// The content is written in SQLite's rollback mode, so that the file is whole
-	// without a log beside it that would have to be renamed too.
-	err = fill(c, sb)
+	if err = c.hurry(); err == nil {
+		err = fill(c, sb)
+	}
+	if err == nil {
+		err = c.writeAhead()
+	}
+	if err == nil {
+		err = c.setSynchronous("EXTRA")
+	}
 	if err == nil {
 		err = c.requireDurable()
 	}
