@@ -58,13 +58,14 @@ func run(ctx context.Context, args []string) (err error) {
 	if err := p.check(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(p.dir, "decant-bench.")
+	scratch, err := os.MkdirTemp(p.dir, "decant-bench.")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // what is left has a name that says what it was
+	defer func() { _ = os.RemoveAll(scratch) }() // what is left has a name that says what it was
+	dir := scratch
 	if p.fsType != "" {
-		mounted, remove, failed := makeScratch(ctx, p.fsType, dir)
+		mounted, remove, failed := makeScratch(ctx, p.fsType, scratch)
 		if failed != nil {
 			return fmt.Errorf("make a file system for the images: %w", failed)
 		}
