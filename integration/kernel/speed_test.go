@@ -20,7 +20,7 @@ func BenchmarkSpeed(b *testing.B) {
 	for b.Loop() {
 		v := testkernel.Boot(b, testkernel.Config{
 			MemoryBytes: 3 << 30,
-			Disks:       []string{testkernel.NewDisk(b, 2<<30), testkernel.NewDisk(b, 2<<30)},
+			Disks:       []string{testkernel.NewMemoryDisk(b, 2<<30), testkernel.NewMemoryDisk(b, 2<<30)},
 			Command:     []string{testkernel.Build(b, dir), "-test.run=^$", "-test.bench=^BenchmarkSpeed", "-test.benchtime=1x"},
 			Dir:         dir,
 			Env:         []string{binariesVariable + "=" + programsDirectory(b)},

@@ -135,13 +135,19 @@ func (m *Machine) compose(program string, c Config) error {
 	return nil
 }
 
-// memoryFileDir is where the kernel keeps its memory, in a file: on tmpfs if it fits.
-// Containers often have a /dev/shm of 64 MiB.
-func (m *Machine) memoryFileDir(bytes int64) string {
-	const shm = "/dev/shm"
+// memoryFiles is where files are in memory.
+const memoryFiles = "/dev/shm"
+
+// fitsIntoMemory says whether there is room for so much. Containers often have 64 MiB.
+func fitsIntoMemory(bytes int64) bool {
 	var st unix.Statfs_t
-	if err := unix.Statfs(shm, &st); err == nil && int64(st.Bavail)*st.Bsize >= bytes {
-		return shm
+	return unix.Statfs(memoryFiles, &st) == nil && int64(st.Bavail)*st.Bsize >= bytes
+}
+
+// memoryFileDir is where the kernel keeps its memory, in a file: on tmpfs if it fits.
+func (m *Machine) memoryFileDir(bytes int64) string {
+	if fitsIntoMemory(bytes) {
+		return memoryFiles
 	}
 	return m.dir
 }

@@ -277,7 +277,24 @@ func tail(s string) string {
 // as often as you like.
 func NewDisk(t testing.TB, bytes int64) string {
 	t.Helper()
-	f, err := os.CreateTemp(t.TempDir(), "disk")
+	return newDisk(t, t.TempDir(), bytes)
+}
+
+// NewMemoryDisk makes a disk in the memory of the host where all of it has room there,
+// for measurements that are not of the host's disk; else it is NewDisk.
+func NewMemoryDisk(t testing.TB, bytes int64) string {
+	t.Helper()
+	if !fitsIntoMemory(bytes) {
+		return NewDisk(t, bytes)
+	}
+	disk := newDisk(t, memoryFiles, bytes)
+	t.Cleanup(func() { _ = os.Remove(disk) }) // at worst it stays until the host restarts
+	return disk
+}
+
+func newDisk(t testing.TB, dir string, bytes int64) string {
+	t.Helper()
+	f, err := os.CreateTemp(dir, "disk")
 	if err == nil {
 		err = f.Truncate(bytes)
 	}
