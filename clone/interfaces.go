@@ -60,10 +60,12 @@ type Destination interface {
 }
 
 // Cache is a Destination through a cache in the memory of this host. Each shows what was
-// written or zeroed through the other, the Destination's Flush covers both, and what the
-// cache could not write to the medium makes that Flush fail. Its methods may be called
-// concurrently; of writes that overlap any may be the last. It outlives this process: what
-// was written goes the way of the medium's own cache, with the power and no sooner.
+// written or zeroed through the other before, the Destination's Flush covers both, and
+// what the cache could not write to the medium makes that Flush fail. It keeps nothing but
+// what was read and written here: regions that are being copied are none of that (I5). Its
+// methods may be called concurrently; of writes that overlap any may be the last. It
+// outlives this process: what was written goes the way of the medium's own cache, with the
+// power and no sooner.
 type Cache interface {
 	// ReadAt may tell what the medium does not hold yet.
 	io.ReaderAt

@@ -8,10 +8,11 @@ import (
 )
 
 // Cached is a regular file read and written through the page cache of this host. What
-// either way writes the other one reads: the kernel keeps them coherent. Flush makes
-// durable what was written in both, and is the only one to tell of what could not be
-// written back; lack of space is told at the write only where the file system reserves
-// it then. It is closed with its Device.
+// either way writes the other one reads, as long as no write to a page through the Device
+// goes on beside a call of a Cached for the same page: the kernel keeps them coherent.
+// Nothing is read ahead. Flush makes durable what was written in both, and is the only one
+// to tell of what could not be written back; lack of space is told at the write only where
+// the file system reserves it then. It is closed with its Device.
 type Cached struct{ d *Device }
 
 // Cached is the device through the page cache; false for anything but a whole regular

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -65,5 +66,26 @@ func TestCachedClosed(t *testing.T) {
 	must(t, c.d.Close())
 	if _, err := c.WriteAt(make([]byte, 1), 0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("write: %v", err)
+	}
+}
+
+// The cache has the pages that were asked for, and none beside them, which somebody may
+// be about to write directly.
+func TestCachedReadsNothingAhead(t *testing.T) {
+	for _, fsType := range []string{"ext4", "xfs"} {
+		path, _ := image(t, dirOn(t, fsType), 1<<20)
+		c := cachedDevice(t, path, readWrite)
+		must(t, c.d.Flush())
+		must(t, unix.Fadvise(int(c.d.main.Fd()), 0, 0, unix.FADV_DONTNEED))
+		page := make([]byte, pageBytes)
+		for _, nr := range []int64{7, 8, 9, 40} { // a sequence, too
+			_, err := c.ReadAt(page, nr*pageBytes)
+			must(t, err)
+		}
+		_, err := c.WriteAt(page, 50*pageBytes)
+		must(t, err)
+		if got, want := residentPages(t, path), []int{7, 8, 9, 40, 50}; !slices.Equal(got, want) {
+			t.Errorf("%s: pages %v are cached, want %v", fsType, got, want)
+		}
 	}
 }

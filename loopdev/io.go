@@ -263,6 +263,9 @@ func (d *Device) withCached(use func(*os.File) error) error {
 	return use(d.cached)
 }
 
+// openCached also turns reading ahead off. The kernel then keeps no page that nobody has
+// asked for here, and a direct write beside it meets none: it drops what the cache has
+// of its range, but not from a page, or a group of pages, that others make dirty meanwhile.
 func (d *Device) openCached() error {
 	d.cachedLock.Lock()
 	defer d.cachedLock.Unlock()
@@ -270,9 +273,15 @@ func (d *Device) openCached() error {
 		return nil
 	}
 	h := &handle{file: d.main, path: d.main.Name()}
-	var err error
-	d.cached, err = h.reopen(d.access())
-	return err
+	cached, err := h.reopen(d.access())
+	if err != nil {
+		return err
+	}
+	if err := onFD(cached, func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_RANDOM) }); err != nil {
+		return errors.Join(err, cached.Close())
+	}
+	d.cached = cached
+	return nil
 }
 
 // Flush returns nil only if everything written and zeroed before it began

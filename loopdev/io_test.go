@@ -324,13 +324,14 @@ func TestDataGoesPastThePageCache(t *testing.T) {
 		must(t, err)
 		_, err = d.ReadAt(b, 1<<20)
 		must(t, err)
-		if n := residentPages(t, path); n != 0 {
-			t.Errorf("%s: %d pages are in the cache", fsType, n)
+		if pages := residentPages(t, path); len(pages) > 0 {
+			t.Errorf("%s: pages %v are in the cache", fsType, pages)
 		}
 	}
 }
 
-func residentPages(t *testing.T, path string) (resident int) {
+// residentPages are the pages of a file that are in the page cache.
+func residentPages(t *testing.T, path string) (resident []int) {
 	t.Helper()
 	f, err := os.Open(path)
 	must(t, err)
@@ -345,8 +346,10 @@ func residentPages(t *testing.T, path string) (resident int) {
 	if errno != 0 {
 		t.Fatal(errno)
 	}
-	for _, p := range pages {
-		resident += int(p & 1)
+	for nr, p := range pages {
+		if p&1 != 0 {
+			resident = append(resident, nr)
+		}
 	}
 	return resident
 }
