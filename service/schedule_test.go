@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -53,6 +54,15 @@ func (s *shelf) put(id string, change func(*shelved)) {
 	s.all[id] = v
 }
 
+// at is a migration, or what is seen of one that was taken away a moment ago. The caller
+// holds mu.
+func (s *shelf) at(id string) *shelved {
+	if v := s.all[id]; v != nil {
+		return v
+	}
+	return &shelved{known: known{id: id, err: fs.ErrNotExist}}
+}
+
 func (s *shelf) tries(id string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,19 +83,19 @@ func (s *shelf) ids() ([]string, error) {
 func (s *shelf) stamp(id string) stamp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return stamp{journalBytes: s.all[id].stamp}
+	return stamp{journalBytes: s.at(id).stamp}
 }
 
 func (s *shelf) look(id string) known {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.all[id].known
+	return s.at(id).known
 }
 
 func (s *shelf) held(id string) (*journal.LockedError, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.all[id].held, s.all[id].held != nil
+	return s.at(id).held, s.at(id).held != nil
 }
 
 func (s *shelf) summary(k known) Summary {
@@ -95,7 +105,7 @@ func (s *shelf) summary(k known) Summary {
 func (s *shelf) disks(k known) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.all[k.id].disks
+	return s.at(k.id).disks
 }
 
 func (s *shelf) amend(id string, changes ...func(*record)) error {
