@@ -38,7 +38,7 @@ NEED_TEST  := $(NEED_DEMO) chattr:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-p
               linux.uml:user-mode-linux insmod:kmod lvs:lvm2 dmsetup:dmsetup \
               thin_check:thin-provisioning-tools ip:iproute2 \
               nbdinfo:libnbd-bin nbdcopy:libnbd-bin qemu-img:qemu-utils qemu-io:qemu-utils \
-              qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio \
+              qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio fincore:util-linux-extra \
               systemd-analyze:systemd rpm:rpm curl:curl prometheus:prometheus \
               chromium-headless-shell:chromium-headless-shell
 NEED_LINT  := $(NEED_BUILD) shellcheck:shellcheck mandoc:mandoc

@@ -19,8 +19,10 @@ if [ -n "$FIRST" ]; then
 	cp kept image
 	sync
 fi
-# Write N has a place and a byte of its own, the same in each life. It fills no whole region.
-written() { echo "-P $((n % 255 + 1)) $((n * 327680 + 4096)) 12288"; }
+# Write N has a place and a byte of its own, the same in each life. It fills no whole region,
+# and is made in two: the first has the region copied, the second is made in place.
+place() { echo $((n * 327680 + 4096)); }
+byte() { echo "-P $((n % 255 + 1))"; }
 use() { # a volume or a file, and commands for it
 	where=$1
 	shift
@@ -41,22 +43,23 @@ mkfifo /run/stay
 qemu-io -f raw "$volume" </run/stay >/dev/null &
 exec 9>/run/stay
 for n in $OLD; do
-	use "$volume" -c "read $(written)"
+	use "$volume" -c "read $(byte) $(place) 12288"
 done
 echo "checked"
 n=$NEXT
 while [ "$n" -le "$MOST" ]; do
-	use "$volume" -c "write $(written)" -c flush
+	use "$volume" -c "write $(byte) $(place) 4096" -c "write $(byte) $(($(place) + 4096)) 8192" -c flush
 	echo "durable $n"
 	n=$((n + 1))
 done
+echo "cached $(fincore --noheadings --output=PAGES moved)"
 exec 9>&-
 wait
 echo "all ended"
 [ -n "$LAST" ] || sleep 1000
 
 for n in $(seq 1 "$MOST"); do
-	use kept -c "write $(written)"
+	use kept -c "write $(byte) $(place) 12288"
 done
 cmp kept moved && echo "every byte is right"
 # The mark may take a block.

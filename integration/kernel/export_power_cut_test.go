@@ -67,7 +67,7 @@ func cutExport(t *testing.T, filesystem string, seed uint64) {
 		}
 	}
 	for life := range cuts {
-		m := boot(life, fmt.Sprintf("MOST=%d", durable+writesOfLife), "FLAGS=--region-size=64KiB --commit-bytes=1MiB --commit-period=100ms --bwlimit=512KiB/s")
+		m := boot(life, fmt.Sprintf("MOST=%d", durable+writesOfLife), "FLAGS=--region-size=64KiB --commit-bytes=1MiB --commit-period=100ms --bwlimit=128KiB/s")
 		m.WaitOutput(fmt.Sprintf("durable %d\n", durable+1+rng.IntN(writesOfLife)))
 		pause := time.Duration(rng.IntN(300)) * time.Millisecond
 		time.Sleep(pause) // the cut is to be at a random moment
@@ -77,7 +77,10 @@ func cutExport(t *testing.T, filesystem string, seed uint64) {
 	}
 	v := boot(cuts, fmt.Sprintf("MOST=%d", durable+4), "FLAGS=--bwlimit=4MiB/s", "LAST=1").Wait()
 	check(v.Output)
-	for _, want := range []string{"ended with code 0", "every byte is right", "the source is empty"} {
+	if regexp.MustCompile(`cached\s+0\n`).MatchString(v.Output) {
+		t.Errorf("the page cache was not used:\n%s", v.Output)
+	}
+	for _, want := range []string{"cached ", "ended with code 0", "every byte is right", "the source is empty"} {
 		if !strings.Contains(v.Output, want) {
 			t.Errorf("the end lacks %q:\n%s", want, v.Output)
 		}
