@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,21 +39,9 @@ var failedClient = regexp.MustCompile(`(?mi)^client .*(failed|error|can't)`)
 func cutExport(t *testing.T, filesystem string, seed uint64) {
 	const cuts, writesOfLife, imageBytes = 3, 12, 24 * mib
 	rng := rand.New(rand.NewPCG(seed, uint64(len(filesystem))))
-	disk := testkernel.NewDisk(t, 512*mib)
-	durable := 0
-	boot := func(life int, more ...string) *testkernel.Machine {
-		var old []string
-		for n := 1; n <= durable; n++ {
-			old = append(old, strconv.Itoa(n))
-		}
-		env := append([]string{
-			"PROGRAMS=" + programsDirectory(t), "FS=" + filesystem, fmt.Sprintf("IMAGE_BYTES=%d", imageBytes),
-			"OLD=" + strings.Join(old, " "), fmt.Sprintf("NEXT=%d", durable+1),
-		}, more...)
-		if life == 0 {
-			env = append(env, "FIRST=1")
-		}
-		return testkernel.Boot(t, testkernel.Config{Disks: []string{disk}, Env: env, Script: exportPowerCutScript, MemoryBytes: 512 * mib})
+	l := lives{
+		disks: []string{testkernel.NewDisk(t, 512*mib)}, script: exportPowerCutScript,
+		env: []string{"FS=" + filesystem, fmt.Sprintf("IMAGE_BYTES=%d", imageBytes)},
 	}
 	check := func(output string) {
 		t.Helper()
@@ -62,20 +49,18 @@ func cutExport(t *testing.T, filesystem string, seed uint64) {
 			strings.Contains(output, "ended with code") && !strings.Contains(output, "ended with code 0") {
 			t.Fatalf("something was lost, or the migration has ended:\n%s", output)
 		}
-		if m := durableFile.FindAllStringSubmatch(output, -1); len(m) > 0 {
-			durable, _ = strconv.Atoi(m[len(m)-1][1]) // it matches digits
-		}
+		l.note(output)
 	}
 	for life := range cuts {
-		m := boot(life, fmt.Sprintf("MOST=%d", durable+writesOfLife), "FLAGS=--region-size=64KiB --commit-bytes=1MiB --commit-period=100ms --bwlimit=128KiB/s")
-		m.WaitOutput(fmt.Sprintf("durable %d\n", durable+1+rng.IntN(writesOfLife)))
+		m := l.boot(t, life, fmt.Sprintf("MOST=%d", l.durable+writesOfLife), "FLAGS=--region-size=64KiB --commit-bytes=1MiB --commit-period=100ms --bwlimit=128KiB/s")
+		m.WaitOutput(fmt.Sprintf("durable %d\n", l.durable+1+rng.IntN(writesOfLife)))
 		pause := time.Duration(rng.IntN(300)) * time.Millisecond
 		time.Sleep(pause) // the cut is to be at a random moment
 		m.PowerCut()
 		check(m.Output())
-		t.Logf("cut %d: %v later, %d writes durable", life+1, pause, durable)
+		t.Logf("cut %d: %v later, %d writes durable", life+1, pause, l.durable)
 	}
-	v := boot(cuts, fmt.Sprintf("MOST=%d", durable+4), "FLAGS=--bwlimit=4MiB/s", "LAST=1").Wait()
+	v := l.boot(t, cuts, fmt.Sprintf("MOST=%d", l.durable+4), "FLAGS=--bwlimit=4MiB/s", "LAST=1").Wait()
 	check(v.Output)
 	if regexp.MustCompile(`cached\s+0\n`).MatchString(v.Output) {
 		t.Errorf("the page cache was not used:\n%s", v.Output)

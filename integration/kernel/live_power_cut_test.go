@@ -4,8 +4,6 @@ import (
 	_ "embed"
 	"fmt"
 	"math/rand/v2"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,47 +34,31 @@ func TestLivePowerCuts(t *testing.T) {
 	}
 }
 
-var durableFile = regexp.MustCompile(`(?m)^durable (\d+)$`)
-
 func cutLive(t *testing.T, filesystem string, imageBytes int64, seed uint64) {
 	const cuts, filesOfLife = 3, 8
 	rng := rand.New(rand.NewPCG(seed, uint64(imageBytes)))
-	disks := []string{testkernel.NewDisk(t, imageBytes+64*mib), testkernel.NewDisk(t, imageBytes+8*mib)}
-	durable := 0
-	boot := func(life int, more ...string) *testkernel.Machine {
-		var old []string
-		for n := 1; n <= durable; n++ {
-			old = append(old, strconv.Itoa(n))
-		}
-		env := append([]string{
-			"PROGRAMS=" + programsDirectory(t), "FS=" + filesystem, fmt.Sprintf("IMAGE_BYTES=%d", imageBytes),
-			"OLD=" + strings.Join(old, " "), fmt.Sprintf("NEXT=%d", durable+1),
-		}, more...)
-		if life == 0 {
-			env = append(env, "FIRST=1")
-		}
-		return testkernel.Boot(t, testkernel.Config{Disks: disks, Env: env, Script: livePowerCutScript, MemoryBytes: 512 * mib})
+	l := lives{
+		disks: []string{testkernel.NewDisk(t, imageBytes+64*mib), testkernel.NewDisk(t, imageBytes+8*mib)}, script: livePowerCutScript,
+		env: []string{"FS=" + filesystem, fmt.Sprintf("IMAGE_BYTES=%d", imageBytes)},
 	}
 	check := func(output string) {
 		t.Helper()
 		if strings.Contains(output, "lost ") || strings.Contains(output, "ended with code") && !strings.Contains(output, "ended with code 0") {
 			t.Fatalf("something was lost, or the migration has ended:\n%s", output)
 		}
-		if m := durableFile.FindAllStringSubmatch(output, -1); len(m) > 0 {
-			durable, _ = strconv.Atoi(m[len(m)-1][1]) // it matches digits
-		}
+		l.note(output)
 	}
 	for life := range cuts {
-		m := boot(life, fmt.Sprintf("MOST=%d", durable+filesOfLife), "FLAGS=--commit-bytes=1MiB --commit-period=100ms --bwlimit=1MiB/s")
-		event := []string{"mounted", "checked", fmt.Sprintf("durable %d", durable+1+rng.IntN(filesOfLife))}[rng.IntN(3)]
+		m := l.boot(t, life, fmt.Sprintf("MOST=%d", l.durable+filesOfLife), "FLAGS=--commit-bytes=1MiB --commit-period=100ms --bwlimit=1MiB/s")
+		event := []string{"mounted", "checked", fmt.Sprintf("durable %d", l.durable+1+rng.IntN(filesOfLife))}[rng.IntN(3)]
 		m.WaitOutput(event)
 		pause := time.Duration(rng.IntN(400)) * time.Millisecond
 		time.Sleep(pause) // the cut is to be at a random moment
 		m.PowerCut()
 		check(m.Output())
-		t.Logf("cut %d: %v after %q, %d files durable", life+1, pause, event, durable)
+		t.Logf("cut %d: %v after %q, %d files durable", life+1, pause, event, l.durable)
 	}
-	v := boot(cuts, fmt.Sprintf("MOST=%d", durable+4), "FLAGS=", "LAST=1").Wait()
+	v := l.boot(t, cuts, fmt.Sprintf("MOST=%d", l.durable+4), "FLAGS=", "LAST=1").Wait()
 	check(v.Output)
 	if v.ExitCode != 0 {
 		t.Fatalf("the last life ended with code %d:\n%s", v.ExitCode, v.Output)

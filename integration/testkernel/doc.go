@@ -14,8 +14,8 @@
 // There is no udev; DM_DISABLE_UDEV is set, and LVM has a configuration of its own that
 // uses no other devices than these disks and what is stacked on them. The
 // environment has DECANT_TEST_KERNEL=1, and DECANT_TEST_DISKS with the disks' nodes,
-// separated by spaces. The kernel has one processor, which
-// is one of the host's; a helper of the host's does the I/O of the disks beside it.
+// separated by spaces. The kernel has one processor, which is one of the host's; a process
+// of the host does the I/O of the disks beside it.
 //
 // # Tests
 //
