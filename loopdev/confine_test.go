@@ -12,26 +12,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faults 4 and 90: nothing outside the roots, and no link on the way.
-func TestFault4And90ConfinedPaths(t *testing.T) {
-	dir := dirOn(t, "ext4")
-	in := filepath.Join(dir, "in")
+// confinedTree makes a directory with what may and may not be reached from in, a loop
+// device on a file there, and links in /dev to that and to a file outside.
+func confinedTree(t *testing.T) (dir, in, loop, devLink, evilLink string) {
+	t.Helper()
+	dir = dirOn(t, "ext4")
+	in = filepath.Join(dir, "in")
 	must(t, os.MkdirAll(filepath.Join(in, "sub"), 0o755))
 	for _, name := range []string{"out", "in/file", "in/sub/file", "inside"} {
 		must(t, os.WriteFile(filepath.Join(dir, name), make([]byte, 1<<16), 0o600))
 	}
-	must(t, os.Symlink(filepath.Join(dir, "out"), filepath.Join(in, "link")))
-	must(t, os.Symlink("file", filepath.Join(in, "near")))
-	must(t, os.Symlink(dir, filepath.Join(in, "up")))
+	loop = attach(t, filepath.Join(in, "file"))
+	devLink, evilLink = "/dev/decant-test-link", "/dev/decant-test-evil"
+	for link, to := range map[string]string{
+		filepath.Join(in, "link"): filepath.Join(dir, "out"), filepath.Join(in, "near"): "file", filepath.Join(in, "up"): dir,
+		devLink: loop, evilLink: filepath.Join(dir, "out"),
+	} {
+		must(t, os.Symlink(to, link))
+		t.Cleanup(func() { must(t, os.Remove(link)) })
+	}
 	must(t, os.Link(filepath.Join(in, "file"), filepath.Join(in, "hard")))
-	loop := attach(t, filepath.Join(in, "file"))
-	devLink := "/dev/decant-test-link"
-	must(t, os.Symlink(loop, devLink))
-	defer func() { must(t, os.Remove(devLink)) }()
-	evilLink := "/dev/decant-test-evil"
-	must(t, os.Symlink(filepath.Join(dir, "out"), evilLink))
-	defer func() { must(t, os.Remove(evilLink)) }()
+	return dir, in, loop, devLink, evilLink
+}
 
+// faults 4 and 90: nothing outside the roots, and no link on the way.
+func TestFault4And90ConfinedPaths(t *testing.T) {
+	dir, in, loop, devLink, evilLink := confinedTree(t)
 	confined := &Confine{Roots: []string{in, "/dev"}}
 	anywhere := &Confine{}
 	for _, test := range []struct {
