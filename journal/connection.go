@@ -95,6 +95,7 @@ func (c connection) hurry() error {
 	if err := c.setSynchronous("OFF"); err != nil {
 		return err
 	}
+	// Not read back: another mode only costs time, and its log goes with the name.
 	_, err := c.ExecContext(background, "PRAGMA journal_mode = MEMORY")
 	return err
 }
